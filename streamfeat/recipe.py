@@ -162,7 +162,7 @@ PRESETS: Mapping[str, Preset] = {
                "OpenGVLab VideoMAE V2, extract_tad_feature.py"),
         Preset(Recipe(name="kinetics", upscale_below=None, resize="center-crop",
                       mean=IMAGENET_MEAN, std=IMAGENET_STD, stats=("fc_norm",)),
-               "Kinetics evaluation: short side to 224, centre crop, ImageNet normalisation",
+               "geometry and normalisation of Kinetics evaluation (which takes every 4th frame: --frame-step 4)",
                "OpenGVLab VideoMAE V2, Hugging Face VideoMAEImageProcessor"),
         Preset(_TEN_CROP, "wsvad on ten crops of 224 after the short side is brought to 256",
                "ten-crop features as used by RTFM, UR-DMU and MGFN; order of torchvision's TenCrop"),

@@ -1,0 +1,3 @@
+from streamfeat.cli import main
+
+main()

@@ -1,0 +1,42 @@
+"""The command line: each command parses, calls the Python function of the same name, and prints."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+import streamfeat
+
+#: command -> its line in ``streamfeat --help``; the command itself is in the module of that name
+COMMANDS = {
+    "extract": "Videos in, one HDF5 store of features out.",
+    "info": "What is inside a store, at a glance.",
+    "recipes": "The presets that decide the numbers.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command runs, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return import_module(f"streamfeat.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(streamfeat.__version__, prog_name="streamfeat")
+def main() -> None:
+    """VideoMAE V2 features of whole video datasets, streamed into one HDF5 file.
+
+    \b
+    streamfeat extract videos/ out.h5
+    """

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tv
+
+from streamfeat.clips import Batcher, Clip, ClipWindow, crop
+from streamfeat.recipe import Recipe
+
+
+def numbered(count: int, size: int = 14) -> torch.Tensor:
+    """Frames ``(count, 3, size, size)`` that each hold their own index."""
+    return torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(-1, 3, size, size)
+
+
+def run(recipe: Recipe, chunks: list[torch.Tensor]) -> list[tuple[int, list[int]]]:
+    window = ClipWindow(recipe, torch.float32)
+    clips = [clip for chunk in chunks for clip in window.push(chunk)]
+    clips += window.finish()
+    return [(clip.start_frame, clip.samples[0][0, :, 0, 0].int().tolist()) for clip in clips]
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_clips_are_the_definition_however_frames_arrive(data):
+    recipe = Recipe(
+        clip_frames=data.draw(st.sampled_from([2, 4, 6])), clip_stride=data.draw(st.integers(1, 12)),
+        frame_step=data.draw(st.integers(1, 3)), tail=data.draw(st.sampled_from(["drop", "pad"])), image_size=14,
+    )  # fmt: skip
+    total = data.draw(st.integers(0, 50))
+    frames, chunks, start = numbered(total), [], 0
+    while start < total:
+        length = data.draw(st.integers(1, 9))
+        chunks.append(frames[start : start + length])
+        start += length
+    expected = []
+    for index in range(recipe.count_clips(total)):
+        first = index * recipe.clip_stride
+        wanted = [min(first + k * recipe.frame_step, total - 1) for k in range(recipe.clip_frames)]
+        expected.append((first, wanted))
+    assert run(recipe, chunks) == expected
+
+
+def test_the_window_holds_no_more_frames_than_a_clip_needs():
+    window = ClipWindow(Recipe(clip_stride=4, image_size=14), torch.float32)
+    for frame in numbered(200).split(1):
+        list(window.push(frame))
+        assert len(window._held) <= 16
+    assert window.frames == 200
+
+
+def test_clips_come_in_the_dtype_asked_for():
+    window = ClipWindow(Recipe(image_size=14), torch.bfloat16)
+    (clip,) = window.push(numbered(16))
+    assert clip.samples[0].dtype == torch.bfloat16
+    assert clip.samples[0].shape == (3, 16, 14, 14)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 341), (257, 340), (341, 256), (256, 256), (224, 224)])
+def test_crops_are_torchvisions(height, width):
+    clip = torch.rand(3, 2, height, width)
+    frames = clip.transpose(0, 1)
+    for crops, theirs in ((5, tv.five_crop(frames, 224)), (10, tv.ten_crop(frames, 224))):
+        ours = crop(clip, 224, crops)
+        assert len(ours) == crops
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine.transpose(0, 1), other)
+    assert torch.equal(crop(clip, 224, 1)[0].transpose(0, 1), tv.center_crop(frames, 224))
+
+
+def test_batches_are_shared_and_forgotten_samples_leave_no_trace():
+    def clip(value: float, crops: int = 1) -> Clip:
+        return Clip(int(value), tuple(torch.full((3, 2, 4, 4), value) for _ in range(crops)))
+
+    batcher = Batcher(3)
+    assert not list(batcher.add("a", clip(1)))
+    assert not list(batcher.add("b", clip(2)))
+    assert batcher.pending("b")
+    batcher.forget("b")
+    assert not batcher.pending("b")
+    batches = list(batcher.add("c", clip(3, crops=5)))
+    assert [batch.keys for batch in batches] == [(("a", 1), ("c", 3), ("c", 3)), (("c", 3),) * 3]
+    assert batches[0].samples[:, 0, 0, 0, 0].tolist() == [1, 3, 3]
+    assert not list(batcher.rest())
+    list(batcher.add("d", clip(4)))
+    (last,) = batcher.rest()
+    assert last.samples.shape == (1, 3, 2, 4, 4)
