@@ -1,0 +1,1 @@
+"""The model: weights, network and encoder. Knows neither videos nor recipes."""
