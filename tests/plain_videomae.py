@@ -1,7 +1,5 @@
 """VideoMAE V2 written plainly from its description, for comparison: Conv3d, explicit softmax, eager, float32."""
 
-import hashlib
-
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -34,36 +32,3 @@ def plain_features(state, clips, heads):
         y = F.gelu(y @ p["mlp.fc1.weight"].T + p["mlp.fc1.bias"])
         x = x + y @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"]
     return x
-
-
-def published_shapes(channels, blocks, patch, hidden, classes=710):
-    """Name and shape of every tensor in a fine-tuned checkpoint as OpenGVLab publishes them."""
-    shapes = {"patch_embed.proj.weight": (channels, 3, 2, patch, patch), "patch_embed.proj.bias": (channels,)}
-    for i in range(blocks):
-        for name, shape in {
-            "norm1.weight": (channels,), "norm1.bias": (channels,),
-            "attn.q_bias": (channels,), "attn.v_bias": (channels,), "attn.qkv.weight": (3 * channels, channels),
-            "attn.proj.weight": (channels, channels), "attn.proj.bias": (channels,),
-            "norm2.weight": (channels,), "norm2.bias": (channels,),
-            "mlp.fc1.weight": (hidden, channels), "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (channels, hidden), "mlp.fc2.bias": (channels,),
-        }.items():
-            shapes[f"blocks.{i}.{name}"] = shape
-    return shapes | {"fc_norm.weight": (channels,), "fc_norm.bias": (channels,),
-                     "head.weight": (classes, channels), "head.bias": (classes,)}
-
-
-def stand_in_state(shapes):
-    """Reproducible stand-in weights: each tensor drawn from a generator seeded by its name."""
-    state = {}
-    for name, shape in shapes.items():
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-        drawn = np.random.RandomState(seed).randn(*shape)
-        if name.endswith("bias"):
-            drawn *= 0.05
-        elif "norm" in name:
-            drawn = 1 + 0.1 * drawn
-        else:
-            drawn *= 1.5 / np.sqrt(np.prod(shape[1:]))
-        state[name] = torch.from_numpy(drawn.astype("f4"))
-    return state
