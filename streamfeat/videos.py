@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 #: Taken for videos when found in a folder; a file named explicitly may have any extension.
-VIDEO_EXTENSIONS = frozenset(
-    ".264 .265 .3g2 .3gp .asf .avi .dav .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v .mjpeg "
-    ".mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
-)
-IMAGE_EXTENSIONS = frozenset(".jpg .jpeg .png .bmp .tif .tiff".split())
+VIDEO_EXTENSIONS = frozenset({
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264",
+    ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4",
+    ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+})
+IMAGE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 
 
 class InputError(Exception):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -41,17 +41,17 @@ class Preprocessor:
         recipe: decides geometry, channel order and normalisation.
         width: of the first frame as displayed, in pixels.
         height: likewise.
+        order: of the channels in the frames that come in.
 
     Raises:
         DecodeError: for an aspect ratio that would need more than MAX_PIXELS.
     """
 
-    def __init__(self, recipe: Recipe, width: int, height: int) -> None:
+    def __init__(self, recipe: Recipe, width: int, height: int, order: Literal["rgb", "bgr"] = "rgb") -> None:
         self._recipe = recipe
         #: height and width of what comes out
         self.size = frame_size(recipe, width, height)
-        channels = (0, 1, 2) if recipe.channel_order == "rgb" else (2, 1, 0)
-        self._channels = np.asarray(channels)
+        self._channels = np.asarray([order.index(channel) for channel in recipe.channel_order])
         # (value / 255 - mean) / std as value * scale + shift; column per channel and pixel of a row
         std = np.asarray(recipe.std)
         self._scale = np.repeat(1 / (255 * std), self.size[1]).astype(np.float32)
@@ -59,7 +59,7 @@ class Preprocessor:
         self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
 
     def write(self, frame: np.ndarray, out: np.ndarray) -> None:
-        """Preprocesses ``frame``, uint8 RGB ``(h, w, 3)``, into ``out``, float32 ``(3, H, W)``."""
+        """Preprocesses ``frame``, uint8 ``(h, w, 3)``, into ``out``, float32 ``(3, H, W)``."""
         plan = self._plan(frame.shape[1], frame.shape[0])
         if plan.upscale is not None:
             frame = upscale_bytes(frame, plan.upscale)
@@ -76,7 +76,7 @@ class Preprocessor:
             np.add(by_channel, self._shift.reshape(3, 1, width), out=out[:, block.start : block.stop])
 
     def chunks(self, frames: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:
-        """The frames, uint8 RGB ``(h, w, 3)`` each, as chunks ``(n, 3, H, W)``, float32, on ``device``."""
+        """The frames, uint8 ``(h, w, 3)`` each, as chunks ``(n, 3, H, W)``, float32, on ``device``."""
         import torch
 
         height, width = self.size

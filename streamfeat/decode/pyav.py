@@ -1,0 +1,207 @@
+"""FFmpeg on the CPU, through PyAV: the reference for which frames a video has, and the last decoder to ask."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from av.error import EOFError as EndOfStream
+from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
+
+from streamfeat.decode.base import DecodeError, StreamInfo
+from streamfeat.decode.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    import torch
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+    from streamfeat.recipe import Recipe
+    from streamfeat.videos import Video
+
+#: A video is this file and nothing else: a playlist that is called .mp4 must not open addresses.
+_OPTIONS = {"protocol_whitelist": "file"}
+
+#: Codecs with packets that hold no picture to show: there, fewer frames than packets mean nothing.
+_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
+
+
+class PyAVDecoder:
+    """Decodes whatever FFmpeg decodes, and gives the frames that FFmpeg itself would give.
+
+    Packets that are damaged are stepped over and counted, frames that FFmpeg could repair are kept, rotation
+    and mirroring by metadata are applied. Pixels equal those of OpenCV's ``VideoCapture`` bit for bit: the
+    same conversion (to BGR, bicubic chroma, matrix of BT.601 unless the conversion knows better) of libswscale.
+
+    Args:
+        threads: for one video. The encoder has the same cores, so few are better than many.
+    """
+
+    name = "pyav"
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+
+    def open(self, video: Video, recipe: Recipe, device: torch.device) -> PyAVStream:
+        return PyAVStream(video, recipe, device, self._threads)
+
+
+class PyAVStream:
+    """The frames of one video file. Holds a few frames at a time, however long the video is."""
+
+    def __init__(self, video: Video, recipe: Recipe, device: torch.device, threads: int) -> None:
+        self._device = device
+        self._file = _File(video.path, threads)
+        try:
+            self._pictures = self._all_pictures(video, threads)
+            first = next(self._pictures, None)
+            if first is None:
+                raise DecodeError(self._nothing())
+            height, width = first.shape[:2]
+            self._preprocessor = Preprocessor(recipe, width, height, order="bgr")
+        except BaseException:
+            self.close()
+            raise
+        self._pictures = itertools.chain([first], self._pictures)
+        self.info = StreamInfo(width, height, self._file.fps, self._file.codec, decoder=PyAVDecoder.name)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for chunk in self._preprocessor.chunks(self._pictures, self._device):
+            self.info.frames += len(chunk)
+            self.info.damaged_packets = self._file.damaged
+            yield chunk
+        self.info.damaged_packets = self._file.damaged
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _all_pictures(self, video: Video, threads: int) -> Iterator[np.ndarray]:
+        given = 0
+        for picture in self._file.pictures():
+            given += 1
+            yield picture
+        # An error while several threads hand over their last frames takes the frames behind it along. That
+        # there are too few is all that shows; one thread alone then knows how many there are.
+        file = self._file
+        if threads > 1 and file.codec not in _WITH_HIDDEN_FRAMES and given + file.refused < file.packets:
+            file.close()
+            self._file = _File(video.path, 1)
+            yield from itertools.islice(self._file.pictures(), given, None)
+
+    def _nothing(self) -> str:
+        if self._file.damaged:
+            return f"no frame could be decoded, all {self._file.damaged} packets are damaged"
+        return "it holds no frame"
+
+
+class _File:
+    """An open file with a video stream in it, to be decoded once."""
+
+    def __init__(self, path: os.PathLike[str], threads: int) -> None:
+        self._container = _open(path)
+        try:
+            self._stream = _video_stream(self._container)
+            context = self._stream.codec_context
+            context.thread_count = threads
+            context.thread_type = "AUTO" if threads > 1 else "SLICE"
+            self.codec: str = context.name
+            self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        except BaseException:
+            self._container.close()
+            raise
+        #: packets that hold something; those the decoder refused; those it refused or had to repair
+        self.packets = self.refused = self.damaged = 0
+
+    def close(self) -> None:
+        self._container.close()
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """The frames as displayed, in order: uint8 BGR ``(h, w, 3)``."""
+        # one conversion context for the whole video, on this thread
+        reformatter = VideoReformatter()
+        for frame in self._frames():
+            try:
+                bgr = reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1).to_ndarray()
+            except (FFmpegError, ValueError) as error:
+                raise DecodeError(f"cannot convert frames of format {frame.format.name} to RGB: {error}") from error
+            yield _as_displayed(bgr, frame)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        for packet in self._packets():
+            self.packets += packet is not None
+            try:
+                frames = self._stream.codec_context.decode(packet)
+            except EndOfStream:
+                return
+            except FFmpegError:
+                self.refused += 1
+                self.damaged += 1
+                continue
+            for frame in frames:
+                self.damaged += frame.is_corrupt
+                yield frame
+
+    def _packets(self) -> Iterator[av.Packet | None]:
+        """Packets that hold something, then None, which makes the decoder give its last frames."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except FFmpegError:  # the file breaks off; FFmpeg takes that for its end
+                self.damaged += 1
+                break
+            if packet is None:
+                break
+            if packet.size:
+                yield packet
+        yield None
+
+
+def _open(path: os.PathLike[str]) -> InputContainer:
+    try:
+        if os.stat(path).st_size == 0:
+            raise DecodeError("the file is empty")
+        # "file:" so that no part of a name is taken for a protocol
+        return av.open(f"file:{os.fspath(path)}", options=_OPTIONS, **_METADATA)
+    except FFmpegError as error:
+        raise DecodeError(f"FFmpeg cannot read it ({error.strerror}): not a video, or damaged at its start") from error
+    except OSError as error:
+        raise DecodeError(error.strerror or str(error)) from error
+
+
+# PyAV before 19 insists on UTF-8 in metadata unless told otherwise, and from 19 on cannot be told
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """The first stream with moving pictures: covers of music files do not count."""
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        others = ", ".join(sorted({s.type for s in container.streams if s.type != "video"}))
+        raise DecodeError("no video stream" + (f", only {others}" if others else ""))
+    for stream in streams:
+        if stream.codec_context is not None:
+            return stream
+    raise DecodeError("this FFmpeg has no decoder for its codec")
+
+
+def _as_displayed(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Applies the display matrix as FFmpeg does: quarter turns and mirroring.
+
+    The matrix takes the point ``(x, y)`` to ``(a x + c y, b x + d y)``; only signs matter here.
+    """
+    try:
+        matrix = frame.side_data["DISPLAYMATRIX"]
+    except KeyError:
+        return picture
+    a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(matrix, np.int32))
+    if abs(a) >= abs(b):
+        across, down = a, d
+    else:
+        picture, across, down = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
