@@ -1,0 +1,208 @@
+"""Clips to features: statistics, precisions, batches, non-finite rows, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from streamfeat.model import ModelError, WeightsError, encoder, load_encoder
+from streamfeat.model.vit import SIZES
+from tests import standin
+from tests.plain_videomae import plain_features
+
+SMALL = {"clip_frames": 4, "image_size": 64}
+
+
+def clips_of(count, seed=0, frames=4, side=64):
+    return torch.randn(count, 3, frames, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def least_cosine(a, b):
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    return F.cosine_similarity(a, b, dim=-1).min().item()
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """vit_s with stand-in weights, as a published checkpoint file."""
+    path = tmp_path_factory.mktemp("weights") / "vit_s.pth"
+    torch.save({"module": {name: torch.from_numpy(value) for name, value in standin.state_dict("vit_s").items()}}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def plain_tokens():
+    state = {name: torch.from_numpy(value) for name, value in standin.state_dict("vit_s").items()}
+    return plain_features(state, clips_of(3), SIZES["vit_s"].heads), state
+
+
+@pytest.mark.parametrize("precision, cosine, difference", [
+    ("fp32", 0.9999999, 1e-4), ("bf16", 0.9995, 0.5), ("fp16", 0.99999, 0.05)])
+def test_statistics_are_those_of_the_plain_implementation(precision, cosine, difference, stand_in, plain_tokens):
+    tokens, state = plain_tokens
+    stats = ("max", "mean", "fc_norm", "std")
+    encoder = load_encoder(stand_in, precision=precision, stats=stats, device="cpu", **SMALL)
+    features = encoder.encode(clips_of(3))
+    norm = F.layer_norm(tokens.mean(1), (384,), state["fc_norm.weight"], state["fc_norm.bias"], 1e-6)
+    deviation = ((tokens - tokens.mean(1, keepdim=True)) ** 2).sum(1).div(tokens.shape[1] - 1).sqrt()
+    wanted = torch.stack([tokens.amax(1), tokens.mean(1), norm, deviation], 1)
+    assert features.dtype == np.float32
+    assert features.shape == (3, 4, 384)
+    assert least_cosine(features, wanted) > cosine
+    assert np.abs(features - wanted.numpy()).max() < difference
+    assert encoder.row_shape == (4, 384)
+    assert (encoder.precision, encoder.exact_reruns) == (precision, 0)
+
+
+def test_one_statistic_has_no_axis_of_its_own(stand_in):
+    encoder = load_encoder(stand_in, stats=("fc_norm",), device="cpu", **SMALL)
+    assert encoder.row_shape == (384,)
+    assert encoder.encode(clips_of(2)).shape == (2, 384)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_size_encodes_as_the_plain_implementation(size, precision, tmp_path, monkeypatch):
+    # Two blocks are enough to meet every width, head size and patch; forty of vit_g would take minutes.
+    import dataclasses
+
+    short = dataclasses.replace(SIZES[size], blocks=2)
+    monkeypatch.setitem(SIZES, size, short)
+    monkeypatch.setitem(standin.SIZES, size, (short.channels, short.blocks, short.patch, short.hidden))
+    state = {name: torch.from_numpy(value) for name, value in standin.state_dict(size).items()}
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    side = 3 * short.patch
+    encoder = load_encoder(str(tmp_path / "weights.pth"), precision=precision, stats=("mean", "max"), device="cpu",
+                           clip_frames=4, image_size=side)
+    clips = clips_of(2, frames=4, side=side)
+    tokens = plain_features(state, clips, short.heads)
+    wanted = torch.stack([tokens.mean(1), tokens.amax(1)], 1)
+    assert encoder.size is short
+    assert least_cosine(encoder.encode(clips), wanted) > (0.9999999 if precision == "fp32" else 0.9995)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_do_not_depend_on_the_batch_they_are_in(precision):
+    encoder = load_encoder("random", size="vit_tiny", precision=precision, batch_size=3, device="cpu", **SMALL)
+    clips = clips_of(7)
+    together = encoder.encode(clips)
+    apart = np.concatenate([encoder.encode(clip[None]) for clip in clips])
+    assert together.shape == (7, 3, 128)
+    assert least_cosine(together, apart) > (0.9999999 if precision == "fp32" else 0.9999)
+    assert encoder.encode(clips[:0]).shape == (0, 3, 128)
+
+
+def test_submitted_work_comes_back_as_its_own():
+    encoder = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    batches = [clips_of(2, seed) for seed in range(3)]
+    pending = [encoder.submit(clips) for clips in batches]
+    for clips, work in zip(batches, pending, strict=True):
+        np.testing.assert_array_equal(work.result(), encoder.encode(clips))
+
+
+def test_any_floating_type_and_layout_of_clips_is_taken():
+    encoder = load_encoder("random", size="vit_tiny", precision="fp32", device="cpu", **SMALL)
+    clips = clips_of(2).half().float()
+    wanted = encoder.encode(clips)
+    np.testing.assert_array_equal(encoder.encode(clips.half()), wanted)
+    scattered = clips.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    np.testing.assert_array_equal(encoder.encode(scattered), wanted)
+    assert encoder.input_dtype == torch.float32
+
+
+def overflowing_checkpoint(path):
+    """Weights whose features overflow in fp16 and not in fp32: the last block adds a million to one channel."""
+    from streamfeat.model import weights
+
+    state = dict(weights.load("random", "vit_tiny").state_dict)
+    state["blocks.3.mlp.fc2.bias"] = state["blocks.3.mlp.fc2.bias"].index_fill(0, torch.tensor([5]), 1e6)
+    torch.save(state, path)
+    return str(path)
+
+
+def test_rows_that_overflow_are_computed_again_in_fp32(tmp_path):
+    path = overflowing_checkpoint(tmp_path / "weights.pth")
+    exact = load_encoder(path, precision="fp32", device="cpu", **SMALL)
+    half = load_encoder(path, precision="fp16", device="cpu", **SMALL)
+    clips = clips_of(3)
+    np.testing.assert_allclose(half.encode(clips), exact.encode(clips), rtol=1e-4, atol=1e-4)
+    assert (half.exact_reruns, exact.exact_reruns) == (1, 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_rows_that_stay_broken_come_back_as_nan(precision):
+    encoder = load_encoder("random", size="vit_tiny", precision=precision, device="cpu", **SMALL)
+    clips = clips_of(4)
+    wanted = encoder.encode(clips)
+    clips[2, 0, 0, 0, 0] = torch.inf
+    features = encoder.encode(clips)
+    assert np.isnan(features[2]).all()
+    np.testing.assert_allclose(features[[0, 1, 3]], wanted[[0, 1, 3]], rtol=1e-2, atol=1e-2)
+
+
+def test_running_out_of_memory_halves_the_batch(monkeypatch):
+    encoder = load_encoder("random", size="vit_tiny", precision="fp32", batch_size=8, device="cpu", **SMALL)
+    clips = clips_of(5)
+    wanted = encoder.encode(clips)
+    forward = encoder._forward
+
+    def small_device(clips):
+        if len(clips) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(clips)
+
+    monkeypatch.setattr(encoder, "_forward", small_device)
+    np.testing.assert_allclose(encoder.encode(clips), wanted, rtol=1e-4, atol=1e-5)
+    assert encoder.batch_size == 2
+    monkeypatch.setattr(encoder, "_forward", lambda clips: small_device(clips_of(3)))
+    with pytest.raises(ModelError, match="not enough free memory for one clip of vit_tiny in fp32"):
+        encoder.encode(clips)
+
+
+def test_auto_takes_what_this_machine_gains_by(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for gains, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(encoder.cpu, "gains_by_bf16", lambda gains=gains: gains)
+        made = load_encoder("random", size="vit_tiny", **SMALL)
+        assert (made.device.type, made.precision) == ("cpu", precision)
+    assert made.batch_size >= 1
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"size": "vit_x"}, "no model size named 'vit_x'; there are vit_tiny, vit_s"),
+    ({"device": "gpu"}, "no device named 'gpu'"),
+    ({"device": "meta"}, "cannot run on meta"),
+    ({"device": "cuda:99"}, "cuda:99 asked for, but torch sees"),
+    ({"precision": "int8"}, "no precision named 'int8'"),
+    ({"stats": ()}, "statistics must be"),
+    ({"stats": ("mean", "mean")}, "statistics must be"),
+    ({"stats": ("median",)}, "statistics must be different names out of mean, std, max, fc_norm, not median"),
+    ({"batch_size": 0}, "batch size must be"),
+    ({"batch_size": "many"}, "batch size must be"),
+    ({"clip_frames": 5}, "clips of 5 frames do not fit vit_tiny"),
+    ({"image_size": 100}, "image size of 100 does not fit vit_tiny"),
+])
+def test_what_cannot_be_is_refused_in_one_line(changes, told):
+    with pytest.raises(ModelError) as error:
+        load_encoder(**{"weights": "random", "size": "vit_tiny", "device": "cpu", **changes})
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_fc_norm_needs_weights_that_have_it(tmp_path):
+    from streamfeat.model import weights
+
+    state = {name: value for name, value in weights.load("random", "vit_tiny").state_dict.items() if "fc_" not in name}
+    torch.save(state, tmp_path / "weights.pth")
+    assert load_encoder(str(tmp_path / "weights.pth"), device="cpu").row_shape == (3, 128)
+    with pytest.raises(WeightsError, match="no final norm"):
+        load_encoder(str(tmp_path / "weights.pth"), stats=("fc_norm",), device="cpu")
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 64, 64), (1, 3, 4, 64, 65), (1, 3, 6, 64, 64), (1, 4, 3, 64, 64)])
+def test_clips_of_another_shape_are_refused(shape):
+    encoder = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    with pytest.raises(ModelError, match=r"clips must be floating point \(B, 3, 4, 64, 64\)"):
+        encoder.encode(torch.zeros(shape))
+    with pytest.raises(ModelError, match="uint8"):
+        encoder.encode(torch.zeros(1, 3, 4, 64, 64, dtype=torch.uint8))
