@@ -29,7 +29,7 @@ FORMS = (".pickle or .pkl, .npz, .json, a folder of .npy (one a video), one .npy
 class Labels:
     """What a source says.
 
-    ``frame``: {name in the source: bool, integer or float array (S,)}. ``video``: {video: 1} for those it
+    ``frame``: {name in the source: array (S,)}, uint8 where all are 0 or 1. ``video``: {video: 1} for those it
     tells to be anomalous without saying in which frames. ``form``: what the source was taken for.
     """
 
@@ -80,17 +80,15 @@ def read_video_labels(source: str | Path) -> dict[str, int]:
 
 
 def _by_video(source: Path, content: Any) -> dict[str, np.ndarray]:
-    labels = {}
-    total = 0
-    for name, value in _names(source, content).items():
-        # before anything is converted: one long list can stand for many videos
-        total += len(value) if isinstance(value, list | tuple) else getattr(value, "size", 1)
-        if total > MAX_LABELS:
-            raise LabelError(f"{source}: more than {MAX_LABELS:,} labels: more than any data set has")
-        try:
-            labels[name] = frame_labels(name, value)
-        except LabelError as error:
-            raise LabelError(f"{source}: {error}") from None
+    named = _names(source, content)
+    # before anything is converted: one long list can stand for many videos
+    total = sum(len(value) if isinstance(value, list | tuple) else getattr(value, "size", 1) for value in named.values())
+    if total > MAX_LABELS:
+        raise LabelError(f"{source}: more than {MAX_LABELS:,} labels: more than any data set has")
+    try:
+        labels = {name: frame_labels(name, value) for name, value in named.items()}
+    except LabelError as error:
+        raise LabelError(f"{source}: {error}") from None
     if labels and all(len(value) == 1 for value in labels.values()):
         raise LabelError(f"{source}: one label a video: these are video labels, not frame labels")
     return labels

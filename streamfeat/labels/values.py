@@ -9,11 +9,11 @@ import numpy as np
 from streamfeat.labels.errors import LabelError
 
 #: labels of all videos together; XD-Violence, the largest data set of the field, has 19 million frames
-MAX_LABELS = 200_000_000
+MAX_LABELS = 50_000_000
 
 
 def frame_labels(name: str, value: Any) -> np.ndarray:
-    """The labels of video ``name``: bool, integer or float, shape (S,).
+    """The labels of video ``name``, shape (S,): uint8 when all are 0 or 1, else of the type they have.
 
     ``value`` is an array or a plain list of shape (S,), (1, S) or (S, 1). Raises LabelError for anything
     else, and for values that are not numbers.
@@ -25,7 +25,8 @@ def frame_labels(name: str, value: Any) -> np.ndarray:
         raise LabelError(f"the labels of {name!r} have the shape {array.shape}; one number a frame is expected")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise LabelError(f"the labels of {name!r} hold values that are not finite")
-    return array
+    compact = array.astype(np.uint8)
+    return compact if array.dtype.kind == "b" or (np.array_equal(compact, array) and (compact <= 1).all()) else array
 
 
 def video_label(name: str, value: Any) -> int:
@@ -61,9 +62,9 @@ def _from_list(name: str, value: list | tuple) -> np.ndarray:
         if not all(_is_sequence(item) and len(item) == 1 for item in value):
             raise LabelError(f"the labels of {name!r} are nested lists; one number a frame is expected")
         value = [item[0] for item in value]
-    for item in value:
-        if not isinstance(item, bool | int | float | np.number | np.bool_):
-            raise LabelError(f"the labels of {name!r} hold a {_kind(item)}; one number a frame is expected")
+    for kind in set(map(type, value)):
+        if not issubclass(kind, bool | int | float | np.number | np.bool_):
+            raise LabelError(f"the labels of {name!r} hold a {kind.__name__}; one number a frame is expected")
     return np.asarray(value) if value else np.zeros(0, np.uint8)
 
 
