@@ -109,7 +109,8 @@ class _File:
             context = self._stream.codec_context
             context.thread_count = threads
             context.thread_type = "AUTO" if threads > 1 else "SLICE"
-            self.codec: str = context.name
+            # the codec's name ("av1"), not that of the library which decodes it
+            self.codec: str = getattr(context.codec, "canonical_name", context.name)
             self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         except BaseException:
             self._container.close()
