@@ -197,12 +197,17 @@ class StoreWriter:
             return
         try:
             with self._changing():
+                self._count_commit()
                 self._h5.flush()
             self._file.commit()
         except StoreError:
             self._broken = True
             raise
         self._dirty = False
+
+    def _count_commit(self) -> None:
+        # In the root's header, which is in the first page: by it readers see that there was a commit.
+        self._h5.attrs.modify(schema.COMMITS, self._h5.attrs.get(schema.COMMITS, np.int64(0)) + 1)
 
     def close(self) -> None:
         """Commit what is finished, drop what is not, and let the next writer in. Raises as ``commit`` does."""
@@ -217,6 +222,8 @@ class StoreWriter:
         try:
             # HDF5 gives back the space of abandoned videos when it closes: commit after that.
             with _explained(self.path):
+                if wanted:
+                    self._count_commit()
                 self._h5.close()
             if wanted:
                 self._file.commit()

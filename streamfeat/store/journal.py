@@ -25,14 +25,11 @@ import io
 import os
 import shutil
 import struct
-import zlib
+import time
 
 from .errors import StoreError, reason
 
 PAGE = 4096
-# The unit that disks write whole: a page that a power failure tore is old in some sectors and new in others.
-_SECTOR = 512
-_SECTORS = struct.Struct(f"<{PAGE // _SECTOR}I")
 _MAGIC = b"streamfeat\x00jrn\x00\x01"
 _HEADER = struct.Struct("<16sQQQ32s")
 _INDEX = struct.Struct("<Q")
@@ -41,6 +38,9 @@ _DIGEST_BYTES = 32
 _TAIL_SAMPLE = 64 * 1024
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NEW_FILE_MODE = 0o666
+# A commit changes pages for milliseconds; whoever opens the file just then looks again a few times.
+_LOOKS = 5
+_LOOK_AGAIN_SECONDS = 0.004
 
 
 def journal_path(path: str) -> str:
@@ -121,11 +121,6 @@ def committed_length(fd: int) -> int:
     return end if base == 0 and len(head) <= end <= size else size
 
 
-def _sector_checksums(page: bytes | memoryview) -> tuple[int, ...]:
-    whole = bytes(page).ljust(PAGE, b"\0")
-    return tuple(zlib.crc32(whole[start : start + _SECTOR]) for start in range(0, PAGE, _SECTOR))
-
-
 def _tail_digest(fd: int, start: int, end: int) -> bytes:
     """Fingerprint of the bytes from ``start`` to ``end``: of both their ends, where there are many."""
     digest = hashlib.sha256()
@@ -142,13 +137,13 @@ class _Journal:
     old_length: int
     new_length: int
     tail: bytes
-    #: page number -> (checksums of the sectors it replaces, its new bytes; the last page may be short)
-    pages: dict[int, tuple[tuple[int, ...], bytes]]
+    #: page number -> (bytes before, bytes after), equally many; the last page may be short
+    pages: dict[int, tuple[bytes, bytes]]
 
     def encode(self) -> bytes:
         parts = [_HEADER.pack(_MAGIC, self.old_length, self.new_length, len(self.pages), self.tail)]
-        for index, (old, page) in self.pages.items():
-            parts += [_INDEX.pack(index), _SECTORS.pack(*old), page.ljust(PAGE, b"\0")]
+        for index, (old, new) in self.pages.items():
+            parts += [_INDEX.pack(index), old.ljust(PAGE, b"\0"), new.ljust(PAGE, b"\0")]
         body = b"".join(parts)
         return body + hashlib.sha256(body).digest()
 
@@ -164,28 +159,27 @@ class _Journal:
         for _ in range(count):
             (index,) = _INDEX.unpack_from(body, position)
             position += _INDEX.size
-            old = _SECTORS.unpack_from(body, position)
-            position += _SECTORS.size
             length = min(PAGE, min(old_length, new_length) - index * PAGE)
-            pages[index] = (old, body[position : position + length])
-            position += PAGE
+            pages[index] = (body[position : position + length], body[position + PAGE : position + PAGE + length])
+            position += 2 * PAGE
         return cls(old_length, new_length, tail, pages)
 
     def belongs_to(self, fd: int) -> bool:
         """Whether the file is the one this commit was made for, before, amid or after its being applied.
 
-        Every sector must hold what it held before or what it shall hold, and the appended bytes must be there:
-        no other file passes, nor this one after somebody else changed it.
+        Every byte must be what it was before or what it shall be, and the appended bytes must be there: no other
+        file passes, nor this one after somebody else changed it; a page that was torn by a failing disk does.
         """
         size = os.fstat(fd).st_size
         if size < self.new_length:
             return False
-        for index, (old, page) in self.pages.items():
-            current = bytearray(len(page))
+        for index, (old, new) in self.pages.items():
+            current = bytearray(len(new))
             _read_at(fd, memoryview(current), index * PAGE)
-            for was, now, new in zip(old, _sector_checksums(current), _sector_checksums(page), strict=True):
-                if now not in (was, new):
-                    return False
+            if current not in (old, new) and any(
+                byte not in either for byte, *either in zip(current, old, new, strict=True)
+            ):
+                return False
         return self.tail == _tail_digest(fd, self.old_length, self.new_length)
 
     def apply(self, fd: int) -> None:
@@ -204,6 +198,15 @@ def _read_journal(path: str, fd: int) -> _Journal | None:
     except FileNotFoundError:
         return None
     return journal if journal is not None and journal.belongs_to(fd) else None
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """Tells a file at ``path`` from any other that was or will be there; None if there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _remove_journal(path: str) -> None:
@@ -294,14 +297,45 @@ def _overlay(view: memoryview, offset: int, pages: dict[int, bytes | bytearray])
 
 
 class CommittedFile(_FileObject):
-    """The committed state of the file at ``path``, for reading; nothing is ever written. Raises OSError."""
+    """The committed state of the file at ``path``, for reading; nothing is ever written. Raises OSError.
+
+    A writer may be at work meanwhile. What was read is one consistent state if ``is_current`` says so
+    afterwards; if not, open the file again. That rests on every commit changing the first page, and on that page
+    being changed first.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
         self._fd = _open(path, os.O_RDONLY)
-        journal = _read_journal(path, self._fd)
+        try:
+            journal = self._settled_journal(path)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self._pages = {} if journal is None else {index: page for index, (_, page) in journal.pages.items()}
         self._length = os.fstat(self._fd).st_size if journal is None else journal.new_length
+        if 0 in self._pages:
+            self._first_pages.append(bytes(self._pages[0]))
+
+    def _settled_journal(self, path: str) -> _Journal | None:
+        """The journal to read through, if one is waiting; notes the first page that goes with it."""
+        for _ in range(_LOOKS):
+            before = _identity(journal_path(path))
+            journal = _read_journal(path, self._fd)
+            self._first_pages = [self._first_page()]
+            # Had the journal come or gone in between, pages might be from before it and others from after.
+            if _identity(journal_path(path)) == before and (before is None or journal is not None):
+                return journal
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return journal  # beside the file lies a torn journal, or that of another file
+
+    def _first_page(self) -> bytes:
+        page = bytearray(PAGE)
+        return bytes(page[: _read_at(self._fd, memoryview(page), 0)])
+
+    def is_current(self) -> bool:
+        """Whether no commit began to change the file since it was opened."""
+        return self._first_page() in self._first_pages
 
     def _fill(self, view: memoryview, offset: int) -> None:
         if _read_at(self._fd, view, offset) < len(view):
@@ -374,7 +408,8 @@ class JournaledFile(_FileObject):
                 held = len(view)
         self._hold(view[:held], start)
         self._position = end
-        self._length = max(self._length, end)
+        if view:
+            self._length = max(self._length, end)
         return len(view)
 
     def _hold(self, view: memoryview, offset: int) -> None:
@@ -395,14 +430,14 @@ class JournaledFile(_FileObject):
 
     def truncate(self, size: int | None = None) -> int:
         size = self._position if size is None else size
-        if size < self._length:
-            self._forget(size)
         if self.failure is None:
             try:
                 # Committed bytes stay where they are: until the commit, readers need them.
                 os.ftruncate(self._fd, max(size, self._committed))
             except OSError as error:
                 self._detach(error)
+        if size < self._length:
+            self._forget(size)
         self._length = size
         return size
 
@@ -414,7 +449,7 @@ class JournaledFile(_FileObject):
                 del self._pages[index]
             else:
                 page = self._pages[index]
-                page[keep:] = bytes(len(page) - keep)
+                page[keep:] = bytes(len(page[keep:]))
 
     def flush(self) -> None:
         """Nothing: what HDF5 calls flushed is made durable by ``commit``."""
@@ -517,7 +552,7 @@ class JournaledFile(_FileObject):
             old = bytearray(len(new))
             _read_at(self._fd, memoryview(old), index * PAGE)
             if old != new:
-                pages[index] = (_sector_checksums(old), new)
+                pages[index] = (bytes(old), new)
         if not pages and self._length == self._committed:
             self._settle()
             return None

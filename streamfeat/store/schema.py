@@ -1,7 +1,7 @@
 """What a store holds and where: names, attributes and their meaning.
 
     /                         attrs: format, format_version, recipe, model, dtype, row_shape, dims (JSON), created,
-                              software
+                              software, commits (their number so far)
     /videos/<name>            attrs: those of the video, and checksum
     /videos/<name>/features   (clips, *row_shape), dimension labels "clip" and dims
     /videos/<name>/start_frame  int64 (clips,): index of each clip's first frame
@@ -33,6 +33,7 @@ FEATURES = "features"
 START_FRAME = "start_frame"
 LABELS = "labels"
 CHECKSUM = "checksum"
+COMMITS = "commits"
 ALIGNED_CLIPS = "aligned_clips"
 #: what a video holds itself; no video below it can have such a name
 RESERVED = (FEATURES, START_FRAME, LABELS)
@@ -87,6 +88,7 @@ class Header:
         }
 
     def write(self, root: h5py.Group, created: str, software: str) -> None:
+        root.attrs[COMMITS] = np.int64(0)  # the first, and so surely in the first page
         root.attrs["format"] = FORMAT
         root.attrs["format_version"] = FORMAT_VERSION
         for field in ("recipe", "model", "row_shape", "dims"):

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -22,13 +22,17 @@ from .schema import Failure, Header
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: bytes read at a time when a whole video is gone through
 _BLOCK = 8 * 1024 * 1024
+# Each is spoilt only by a commit that falls into it.
+_ATTEMPTS = 50
+_T = TypeVar("_T")
 
 
 class FeatureStore(Mapping[str, "StoredVideo"]):
     """The store at ``path``, for reading, as a mapping from video name to :class:`StoredVideo`.
 
-    Holds the state of the last commit when it was opened, also while a writer is at work, or after one was killed.
-    Iterates in natural order of the names (``v2`` before ``v10``). Close it, or use it in a ``with``.
+    Shows what is committed, also while a writer is at work (a video reads as it is now; the names are those of
+    the first time they were asked for) and after one was killed. Iterates in natural order of the names (``v2``
+    before ``v10``). Close it, or use it in a ``with``.
 
     Raises StoreError if there is no such file or it is damaged, NotAStore if streamfeat did not make it and
     StoreTooNew if a newer one did.
@@ -39,13 +43,28 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
         _finish_interrupted_commit(self.path)
         self._file, self._h5 = open_committed(self.path)
         try:
-            self.header = Header.read(self._h5, self.path)
+            self.header = self._read(lambda root: Header.read(root, self.path))
             #: when it was made, ISO 8601, UTC, and by which version of streamfeat
-            self.created = str(self._h5.attrs.get("created", ""))
-            self.software = str(self._h5.attrs.get("software", ""))
+            self.created = self._read(lambda root: str(root.attrs.get("created", "")))
+            self.software = self._read(lambda root: str(root.attrs.get("software", "")))
         except BaseException:
             self.close()
             raise
+
+    def _read(self, look: Callable[[h5py.Group], _T]) -> _T:
+        """What ``look`` sees, all of it in one committed state."""
+        for _ in range(_ATTEMPTS):
+            try:
+                seen = look(self._h5)
+            except (OSError, RuntimeError, KeyError, StoreError):
+                if self._file.is_current():
+                    raise
+            else:
+                if self._file.is_current():
+                    return seen
+            # The old file is not closed: datasets handed out before go on reading their own, finished video.
+            self._file, self._h5 = open_committed(self.path)
+        raise StoreError(f"{self.path}: is written faster than it can be read; try again when the writer is done")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -62,21 +81,22 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     @functools.cached_property
     def _names(self) -> list[str]:
-        return sorted((name for name, _ in schema.walk_videos(self._h5)), key=schema.natural_key)
+        names = self._read(lambda root: [name for name, _ in schema.walk_videos(root)])
+        return sorted(names, key=schema.natural_key)
 
     @functools.cached_property
     def failures(self) -> dict[str, Failure]:
         """Videos whose last extraction failed. One may still be in the store as it was before it failed."""
-        return dict(sorted(schema.walk_failures(self._h5), key=lambda item: schema.natural_key(item[0])))
+        failures = self._read(lambda root: list(schema.walk_failures(root)))
+        return dict(sorted(failures, key=lambda item: schema.natural_key(item[0])))
 
     def __getitem__(self, name: str) -> StoredVideo:
-        group = schema.find_video(self._h5, name)
-        if group is None:
+        if name not in self:
             raise KeyError(name)
-        return StoredVideo(name, group)
+        return StoredVideo(self, name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and schema.find_video(self._h5, name) is not None
+        return isinstance(name, str) and self._read(lambda root: schema.find_video(root, name)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -111,27 +131,30 @@ class Labels:
 class StoredVideo:
     """One video of an open store. Nothing is read before it is asked for; nothing is kept in memory."""
 
-    def __init__(self, name: str, group: h5py.Group) -> None:
+    def __init__(self, store: FeatureStore, name: str) -> None:
         self.name = name
-        self._group = group
+        self._store = store
 
     def __repr__(self) -> str:
         return f"<video {self.name!r}: features {self.feature_dataset.shape}>"
 
+    def _read(self, look: Callable[[h5py.Group], _T]) -> _T:
+        return self._store._read(lambda root: look(root[f"{schema.VIDEOS}/{self.name}"]))
+
     @property
     def feature_dataset(self) -> h5py.Dataset:
         """``(clips, *row_shape)``; slicing it reads no more than the slice."""
-        return self._group[schema.FEATURES]
+        return self._read(lambda video: video[schema.FEATURES])
 
     @property
     def features(self) -> np.ndarray:
         """All features, ``(clips, *row_shape)``, float32 or float16 as stored."""
-        return self.feature_dataset[()]
+        return self._read(lambda video: video[schema.FEATURES][()])
 
     @property
     def start_frame(self) -> np.ndarray:
         """Index of the first frame of each clip, int64 ``(clips,)``."""
-        return self._group[schema.START_FRAME][()]
+        return self._read(lambda video: video[schema.START_FRAME][()])
 
     @property
     def clips(self) -> int:
@@ -140,10 +163,7 @@ class StoredVideo:
     @property
     def attrs(self) -> dict[str, Any]:
         """All that was noted of the video (source, frames, fps, codec, decoder, ...), as plain Python values."""
-        return schema.plain_attrs(self._group.attrs)
-
-    def _attr(self, key: str) -> Any:
-        return schema.plain(self._group.attrs.get(key))
+        return self._read(lambda video: schema.plain_attrs(video.attrs))
 
     @property
     def frames(self) -> int | None:
@@ -160,24 +180,34 @@ class StoredVideo:
         """Clips that have labels, None before alignment."""
         return self._attr(schema.ALIGNED_CLIPS)
 
+    def _attr(self, key: str) -> Any:
+        return self._read(lambda video: schema.plain(video.attrs.get(key)))
+
     @property
     def labels(self) -> Labels | None:
         """The ground truth, None before alignment."""
-        group = self._group.get(schema.LABELS)
-        if not isinstance(group, h5py.Group) or not {"frame", "clip"} <= group.keys():
-            return None
-        return Labels(group["frame"][()], group["clip"][()], schema.plain_attrs(group.attrs))
+        return self._read(_read_labels)
 
     def is_intact(self) -> bool:
         """Whether features and start frames still are what was written, by their checksum."""
-        digest = hashlib.sha256()
-        for key in (schema.FEATURES, schema.START_FRAME):
-            dataset = self._group[key]
-            row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:])))
-            step = max(1, _BLOCK // row_bytes)
-            for start in range(0, dataset.shape[0], step):
-                digest.update(np.ascontiguousarray(dataset[start : start + step]).data)
-        return self._attr(schema.CHECKSUM) == schema.checksum(digest)
+        return self._read(_checksum_holds)
+
+
+def _read_labels(video: h5py.Group) -> Labels | None:
+    if schema.LABELS not in video:
+        return None
+    group = video[schema.LABELS]
+    return Labels(group["frame"][()], group["clip"][()], schema.plain_attrs(group.attrs))
+
+
+def _checksum_holds(video: h5py.Group) -> bool:
+    digest = hashlib.sha256()
+    for dataset in (video[schema.FEATURES], video[schema.START_FRAME]):
+        row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:])))
+        step = max(1, _BLOCK // row_bytes)
+        for start in range(0, dataset.shape[0], step):
+            digest.update(np.ascontiguousarray(dataset[start : start + step]).data)
+    return schema.plain(video.attrs.get(schema.CHECKSUM)) == schema.checksum(digest)
 
 
 def _finish_interrupted_commit(path: str) -> None:
@@ -197,22 +227,29 @@ def _finish_interrupted_commit(path: str) -> None:
 
 def open_committed(path: str) -> tuple[CommittedFile, h5py.File]:
     """The committed state of ``path``, read only. Raises StoreError, NotAStore if it is not HDF5."""
+    for _ in range(_ATTEMPTS):
+        file = _open_file(path)
+        try:
+            if file.read(len(_HDF5_SIGNATURE)) != _HDF5_SIGNATURE:
+                raise NotAStore(f"{path}: is no streamfeat store (not an HDF5 file); choose another path")
+            return file, h5py.File(file, "r")
+        except OSError as error:
+            damage, settled = error, file.is_current()
+            file.close()
+            if settled:
+                break
+        except BaseException:
+            file.close()
+            raise
+    raise StoreError(f"{path}: is damaged ({damage}); restore it or remove it") from damage
+
+
+def _open_file(path: str) -> CommittedFile:
     try:
-        file = CommittedFile(path)
+        return CommittedFile(path)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file; check the path, or make it with 'streamfeat extract'") from None
     except IsADirectoryError:
         raise NotAStore(f"{path}: is a folder; give the path of a file") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({reason(error)}); check its permissions") from error
-    try:
-        head = file.read(len(_HDF5_SIGNATURE))
-        if head != _HDF5_SIGNATURE:
-            raise NotAStore(f"{path}: is no streamfeat store (not an HDF5 file); choose another path")
-        try:
-            return file, h5py.File(file, "r")
-        except OSError as error:
-            raise StoreError(f"{path}: is damaged ({error}); restore it or remove it") from error
-    except BaseException:
-        file.close()
-        raise
