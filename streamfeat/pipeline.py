@@ -192,7 +192,7 @@ def _to_do(videos: list[Video], store: StoreWriter, strict: bool) -> tuple[list[
         except OSError:
             source = (0, 0)  # fails, with its reason, when its turn comes
         unchanged = record is not None and source == (record.source_bytes, record.source_mtime_ns)
-        if not unchanged or (strict and record.damaged_packets):
+        if not unchanged or video.name in store.failures or (strict and record.damaged_packets):
             todo.append(video)
             sizes[video.name] = source[0]
     return todo, sizes
@@ -236,7 +236,7 @@ class _Run:
         self, store: StoreWriter, encoder: Encoder, decoders: Decoders, recipe: Recipe, todo: list[Video],
         sizes: dict[str, int], strict: bool, reporter: Reporter, stop: threading.Event, summary: Summary,
     ) -> None:
-        self._encoder, self._recipe, self._strict = encoder, recipe, strict
+        self._store, self._encoder, self._recipe, self._strict = store, encoder, recipe, strict
         self._reporter, self._stop, self._summary, self._sizes = reporter, stop, summary, sizes
         self._counters = Counters(videos_total=len(todo), bytes_total=sum(sizes.values()))
         self._jobs: dict[str, _Job] = {}
@@ -373,4 +373,6 @@ class _Run:
         self._counters.failed += len(failed)
         self._counters.bytes_done += sum(self._sizes[name] for name in [*done, *failed])
         self._summary.done += len(done)
+        for name in failed:  # also those that the store refused, as float16 overflows
+            self._summary.failures.setdefault(name, self._store.failures[name].error)
 

@@ -29,10 +29,10 @@ class Decoders:
     """
 
     def __init__(self, choice: str, device: torch.device, videos: int, lanes: int | None = None) -> None:
-        from streamfeat.decode import dali
-
         self._dali: Decoder | None = None
         if choice == "dali" or (choice == "auto" and device.type == "cuda"):
+            from streamfeat.decode import dali
+
             reason = dali.unavailable(device)
             if reason is None:
                 self._dali = dali.DaliDecoder(device)

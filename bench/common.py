@@ -1,0 +1,86 @@
+"""What the benchmarks share: the machine they ran on, tables, and result files."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: whose versions a result depends on; those not installed are left out
+PACKAGES = (
+    "streamfeat", "torch", "torchvision", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "av", "h5py", "numpy",
+    "opencv-python-headless", "decord", "torchcodec", "transformers", "PyNvVideoCodec",
+)  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, GPU, versions and date: what a figure needs to mean anything."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "vector_extension": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as aligned columns under ``title``."""
+    if not rows:
+        return f"{title}\n  (nothing)"
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(line[index]) for line in cells)) for index, column in enumerate(columns)]
+
+    def render(line: Sequence[str]) -> str:
+        first, rest = line[0].ljust(widths[0]), zip(line[1:], widths[1:], strict=True)
+        return "  " + "  ".join([first, *(text.rjust(width) for text, width in rest)])
+
+    return "\n".join([title, render(columns), render(["-" * width for width in widths]), *map(render, cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def save(path: str | os.PathLike[str], benchmark: str, results: Any) -> None:
+    """Write ``results`` with the machine they were measured on."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"benchmark": benchmark, "machine": machine(), "results": results}, indent=1) + "\n")
+
+
+def lowest_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The smallest cosine between corresponding last-axis vectors of two arrays of one shape."""
+    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (ours, theirs))
+    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())

@@ -1,0 +1,243 @@
+"""Ground truth into a store: which clips have labels, and what each clip's label is.
+
+The published rule (Fed_WSVAD, ``Backbone/feature_alignment.py``), for ``T`` clips of 16 frames and ``S`` labels:
+``T`` clips stay when ``16 T < S``, else ``S // 16``. Said for any recipe, that is: a clip stays when all of its
+frames have labels. The published script cuts its files; here the features stay whole and the number of
+aligned clips is written beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from streamfeat.labels import LabelError, Labels, Match, VideoNames, read_labels, read_video_labels
+from streamfeat.recipe import Recipe
+from streamfeat.store import FeatureStore, StoreWriter
+
+ClipLabel = Literal["any", "majority", "fraction"]
+#: names of unused labels that the table lists; --json has them all
+_SHOWN_NAMES = 10
+CLIP_LABELS: tuple[ClipLabel, ...] = ("any", "majority", "fraction")
+
+
+def clip_ends(start_frame: np.ndarray, frames: int, recipe: Recipe) -> np.ndarray:
+    """One past the last frame of each clip, int64 (T,); a padded clip ends where the video does."""
+    return np.minimum(np.asarray(start_frame, np.int64) + recipe.clip_span, frames)
+
+
+def count_aligned_clips(start_frame: np.ndarray, frames: int, labels: int, recipe: Recipe) -> int:
+    """How many of the clips that start at ``start_frame`` (T,) have all of their frames among ``labels`` labels."""
+    return int(np.count_nonzero(clip_ends(start_frame, frames, recipe) <= labels))
+
+
+def label_clips(frame_labels: np.ndarray, start_frame: np.ndarray, frames: int, recipe: Recipe,
+                how: ClipLabel = "any") -> np.ndarray:
+    """The label of each clip, from the 0/1 labels of the frames that the model saw in it.
+
+    ``any``: 1 if one of them is 1. ``majority``: 1 if at least half are, as Fed_WSVAD's ``frame2clip_anolabel``
+    has it. ``fraction``: the share that is, float32. The others are uint8; the shape is (T,), for clips that
+    all have labels. A frame repeated to pad a clip counts once.
+    """
+    starts = np.asarray(start_frame, np.int64)
+    ends = clip_ends(starts, frames, recipe)
+    # running sums of every frame_step-th label, one row for each of the frame_step offsets
+    step = recipe.frame_step
+    padded = np.pad(np.asarray(frame_labels, np.int64), (0, -len(frame_labels) % step))
+    sums = np.pad(np.cumsum(padded.reshape(-1, step), axis=0), ((1, 0), (0, 0)))
+    row, offset = starts // step, starts % step
+    counts = -((starts - ends) // step)
+    anomalous = sums[row + counts, offset] - sums[row, offset]
+    # padding repeats the last frame, which a dilated clip may have stepped over
+    repeated = (starts + recipe.clip_span > frames) & ((frames - 1 - starts) % step > 0)
+    if repeated.any():
+        counts = counts + repeated
+        anomalous = anomalous + repeated * int(frame_labels[frames - 1])
+    if how == "fraction":
+        return (anomalous / np.maximum(counts, 1)).astype(np.float32)
+    return (anomalous > 0 if how == "any" else 2 * anomalous >= np.maximum(counts, 1)).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Oddity:
+    """Something about a video's labels that one should know; ``loses_data`` when labels or clips are left out."""
+
+    text: str
+    loses_data: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoAlignment:
+    """How one video and its labels fit. ``labels`` and ``kept`` are None when there are no frame labels."""
+
+    video: str
+    clips: int
+    frames: int
+    match: Match | None
+    labels: int | None
+    kept: int | None
+    #: video-level: 1 anomalous, 0 normal, None unknown
+    label: int | None
+    oddities: tuple[Oddity, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "video": self.video, "clips": self.clips, "frames": self.frames, "labels": self.labels, "kept": self.kept,
+            "video_label": self.label, "matched_by": self.match.variant or "name" if self.match else None,
+            "name_in_labels": self.match.name if self.match else None,
+            "oddities": [dataclasses.asdict(oddity) for oddity in self.oddities],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """What :func:`align` found, video by video, and whether it was written."""
+
+    form: str
+    videos: tuple[VideoAlignment, ...]
+    without_video: tuple[str, ...]
+    written: bool
+
+    @property
+    def loses_data(self) -> bool:
+        """Whether labels or clips are left out anywhere."""
+        return bool(self.without_video) or any(odd.loses_data for video in self.videos for odd in video.oddities)
+
+    @property
+    def variants(self) -> list[Match]:
+        """Matches that are not by the exact name."""
+        return [video.match for video in self.videos if video.match is not None and video.match.variant]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "form": self.form, "written": self.written, "loses_data": self.loses_data,
+            "videos": [video.to_dict() for video in self.videos],
+            "labels_without_video": list(self.without_video),
+        }
+
+
+def align(store: str | os.PathLike[str], source: str | os.PathLike[str], *,
+          video_labels: str | os.PathLike[str] | None = None, test_list: str | os.PathLike[str] | None = None,
+          clip_label: ClipLabel = "any", strict: bool = False) -> Alignment:
+    """Write the ground truth in ``source`` into ``store``, in place of any that it has: all of it, or nothing.
+
+    ``source`` is anything that :func:`streamfeat.labels.read_labels` reads; ``video_labels`` adds video-level
+    labels for videos whose frames have none. Features are not touched. With ``strict`` nothing is written when
+    labels or clips would be left out.
+
+    Raises LabelError for labels that cannot be read or matched, StoreError for the store.
+    """
+    if clip_label not in CLIP_LABELS:
+        raise LabelError(f"clip labels are made by {', '.join(CLIP_LABELS)}, not {clip_label!r}")
+    # the writer comes first: it keeps others from changing the videos that the labels are matched with
+    with StoreWriter.open_existing(store) as writer:
+        with FeatureStore(store) as reader:
+            recipe = stored_recipe(reader)
+            labels = read_labels(source, {name: frames_of(reader, name) for name in reader}, test_list)
+            by_video = read_video_labels(video_labels) if video_labels is not None else {}
+            alignment = _compare(reader, recipe, labels, by_video)
+            starts = {video.video: reader[video.video].start_frame for video in alignment.videos if video.match}
+        if strict and alignment.loses_data:
+            return alignment
+        writer.clear_labels()
+        for video in alignment.videos:
+            attrs = {"video": video.label, "source": str(source), "clip_label": clip_label}
+            if video.match is not None:
+                frame = _binary(labels.frame[video.match.name])
+                clip = label_clips(frame, starts[video.video][: video.kept], video.frames, recipe, clip_label)
+                writer.set_labels(video.video, frame, clip, {**attrs, "aligned_clips": video.kept})
+            elif video.label is not None:
+                nothing = np.zeros(0, np.uint8)
+                writer.set_labels(video.video, nothing, nothing, attrs)
+        writer.commit()
+    return dataclasses.replace(alignment, written=True)
+
+
+def stored_recipe(store: FeatureStore) -> Recipe:
+    """The recipe that the features of ``store`` were made with."""
+    return Recipe.from_json(json.dumps(store.recipe))
+
+
+def frames_of(store: FeatureStore, name: str) -> int:
+    """How many frames of the video were decoded; up to its last clip, if the store does not say."""
+    video = store[name]
+    if video.frames is not None:
+        return video.frames
+    return int(video.start_frame[-1]) + stored_recipe(store).clip_span if video.clips else 0
+
+
+def _binary(labels: np.ndarray) -> np.ndarray:
+    return (labels > 0).astype(np.uint8)
+
+
+def _compare(store: FeatureStore, recipe: Recipe, labels: Labels, by_video: Mapping[str, int]) -> Alignment:
+    names = VideoNames(store)
+    matches, without_video = names.match(labels.frame)
+    video_matches, without_video_too = names.match(by_video)
+    known = {video: by_video[match.name] for video, match in video_matches.items()}
+    compare = functools.partial(_compare_video, store, recipe, labels)
+    return Alignment(
+        labels.form,
+        tuple(compare(name, matches.get(name), known.get(name)) for name in store),
+        tuple(dict.fromkeys([*without_video, *without_video_too])),
+        written=False,
+    )
+
+
+def _compare_video(store: FeatureStore, recipe: Recipe, labels: Labels, name: str, match: Match | None,
+                   told: int | None) -> VideoAlignment:
+    video = store[name]
+    clips, frames = video.clips, frames_of(store, name)
+    if match is None:
+        label = told if told is not None else labels.video.get(name)
+        missing = "no labels" if label is None else "no frame labels"
+        return VideoAlignment(name, clips, frames, None, None, None, label, (Oddity(missing),))
+    values = labels.frame[match.name]
+    kept = count_aligned_clips(video.start_frame, frames, len(values), recipe)
+    anomalous = int((values > 0).any())
+    label = anomalous if told is None else told
+    oddities = []
+    # 16 T in the published pickles, for videos whose frames nobody counted
+    if len(values) != frames and len(values) == clips * recipe.clip_stride:
+        oddities.append(Oddity(f"as many labels as {recipe.clip_stride} x clips, not as frames: "
+                               "usual for normal training videos"))
+    elif abs(len(values) - frames) > recipe.clip_span:
+        oddities.append(Oddity(f"{abs(len(values) - frames)} {'more' if len(values) > frames else 'fewer'} labels "
+                               "than frames", loses_data=True))
+    if clips == 0:
+        oddities.append(Oddity("no clips: the video is shorter than one"))
+    elif kept == 0:
+        oddities.append(Oddity("empty after alignment", loses_data=True))
+    if not np.isin(values, (0, 1)).all():
+        odd = np.setdiff1d(values, (0, 1))
+        oddities.append(Oddity(f"labels other than 0 and 1 ({', '.join(f'{value:g}' for value in odd[:3])}"
+                               f"{', ...' if len(odd) > 3 else ''}): above 0 counts as 1", loses_data=True))
+    if told is not None and told < anomalous:
+        oddities.append(Oddity("labelled normal as a video, but not in every frame"))
+    return VideoAlignment(name, clips, frames, match, len(values), kept, label, tuple(oddities))
+
+
+def table(alignment: Alignment) -> list[str]:
+    """The alignment as lines for people: every video, then what was overlooked and what is left out."""
+    rows = [("video", "clips", "frames", "labels", "kept", "")]
+    for video in alignment.videos:
+        numbers = (video.clips, video.frames, video.labels, video.kept)
+        cells = ("-" if number is None else str(number) for number in numbers)
+        rows.append((video.video, *cells, "; ".join(oddity.text for oddity in video.oddities)))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = []
+    for name, *numbers, remark in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells, remark]).rstrip())
+    lines += [f"matched by {match.variant}: {match.name} → {match.video}" for match in alignment.variants]
+    unused = alignment.without_video
+    lines += [f"labels without a video: {name}" for name in unused[:_SHOWN_NAMES]]
+    if len(unused) > _SHOWN_NAMES:
+        lines.append(f"labels without a video: {len(unused) - _SHOWN_NAMES} more")
+    return lines

@@ -1,0 +1,151 @@
+"""What is inside a store, at a glance."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from streamfeat.store import FeatureStore
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    clips: int
+    #: decoded from the source
+    frames: int
+    #: frames per second of the source, 0.0 if unknown
+    fps: float
+    decoder: str
+    #: packets of the source that could not be decoded
+    damaged_packets: int
+    #: number of frame labels, None before ``align``
+    labels: int | None
+    #: clips kept by the alignment, None before ``align``
+    aligned_clips: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the source; 0.0 where its frame rate is unknown."""
+        return self.frames / self.fps if self.fps else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreInfo:
+    """What :func:`info` found; ``str()`` is the page that the command prints."""
+
+    path: str
+    size_bytes: int
+    created: str
+    software: str
+    recipe: dict[str, Any]
+    model: dict[str, Any]
+    dtype: str
+    #: of one clip's feature
+    row_shape: tuple[int, ...]
+    videos: dict[str, VideoInfo]
+    #: video -> (stage, reason)
+    failures: dict[str, tuple[str, str]]
+
+    @property
+    def clips(self) -> int:
+        return sum(video.clips for video in self.videos.values())
+
+    @property
+    def hours(self) -> float:
+        """Of source video, where the frame rate is known."""
+        return sum(video.seconds for video in self.videos.values()) / 3600
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, and the totals."""
+        return {
+            **dataclasses.asdict(self),
+            "clips": self.clips,
+            "frames": sum(video.frames for video in self.videos.values()),
+            "hours": self.hours,
+        }
+
+    def __str__(self) -> str:
+        recipe, model = self.recipe, self.model
+        shape = " x ".join(str(length) for length in ("clips", *self.row_shape))
+        lines = [
+            f"{self.path}  {_bytes(self.size_bytes)}, made {self.created} by {self.software}",
+            f"  recipe    {recipe['name']}: {recipe['clip_frames']} frames a clip, one clip every "
+            f"{recipe['clip_stride']} frames, statistics {', '.join(recipe['stats'])}",
+            f"  model     {model['size']} from {model['source']}, sha256 {model['sha256'][:12]}"
+            + ("  (random weights: these features mean nothing)" if model["source"] == "random" else ""),
+            f"  features  {shape}, {self.dtype}",
+            f"  videos    {len(self.videos)}: {self.clips} clips, "
+            f"{sum(v.frames for v in self.videos.values())} frames, {self.hours:.2f} hours",
+        ]
+        lines += self._labels()
+        lines += self._rows()
+        if self.failures:
+            lines.append(f"  failures  {len(self.failures)}")
+            lines += [f"    {name}: {stage}: {reason}" for name, (stage, reason) in self.failures.items()]
+        return "\n".join(lines)
+
+    def _labels(self) -> list[str]:
+        labelled = [video for video in self.videos.values() if video.labels is not None]
+        if not labelled:
+            return []
+        kept = sum(video.aligned_clips or 0 for video in labelled)
+        total = sum(video.clips for video in labelled)
+        return [f"  labels    for {len(labelled)} videos; {kept} of their {total} clips are aligned"]
+
+    def _rows(self, most: int = 20) -> list[str]:
+        if not self.videos:
+            return []
+        width = min(48, max(len(name) for name in self.videos))
+        rows = [f"    {'name':{width}}  {'clips':>7}  {'frames':>8}  {'fps':>6}  decoder"]
+        for name, video in list(self.videos.items())[:most]:
+            damaged = f", damaged: {video.damaged_packets} bad packets" if video.damaged_packets else ""
+            rows.append(
+                f"    {name:{width}}  {video.clips:>7}  {video.frames:>8}  {video.fps:>6.4g}  {video.decoder}{damaged}"
+            )
+        if len(self.videos) > most:
+            rows.append(f"    ... and {len(self.videos) - most} more (all of them: --json)")
+        return rows
+
+
+def info(path: str | os.PathLike[str]) -> StoreInfo:
+    """What the store at ``path`` holds. Raises :class:`streamfeat.store.StoreError` if it is none."""
+    with FeatureStore(path) as store:
+        videos = {name: _video(store[name]) for name in store}
+        shapes = {store[name].feature_dataset.shape[1:] for name in list(store)[:1]}
+        return StoreInfo(
+            path=os.fspath(path),
+            size_bytes=os.path.getsize(path),
+            created=store.created,
+            software=store.software,
+            recipe=store.recipe,
+            model=store.model,
+            dtype=store.dtype,
+            row_shape=shapes.pop() if shapes else (),
+            videos=videos,
+            failures={name: (failure.stage, failure.error) for name, failure in store.failures.items()},
+        )
+
+
+def _video(video: Any) -> VideoInfo:
+    labels = video.labels
+    return VideoInfo(
+        clips=len(video.feature_dataset),
+        frames=video.frames,
+        fps=video.fps,
+        decoder=str(video.attrs.get("decoder", "")),
+        damaged_packets=int(video.attrs.get("damaged_packets", 0)),
+        labels=None if labels is None else len(labels.frame),
+        aligned_clips=video.aligned_clips,
+    )
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size /= 1000
+    else:
+        unit = "TB"
+    return f"{size:.3g} {unit}"
