@@ -9,8 +9,6 @@ aligned clips is written beside them.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,7 +17,8 @@ import numpy as np
 
 from streamfeat.labels import LabelError, Labels, Match, VideoNames, read_labels, read_video_labels
 from streamfeat.recipe import Recipe
-from streamfeat.store import FeatureStore, StoreWriter
+from streamfeat.store import FeatureStore, StoredVideo, StoreWriter
+from streamfeat.stored import frames_of, recipe_of
 
 ClipLabel = Literal["any", "majority", "fraction"]
 #: names of unused labels that the table lists; --json has them all
@@ -138,10 +137,10 @@ def align(store: str | os.PathLike[str], source: str | os.PathLike[str], *,
     # the writer comes first: it keeps others from changing the videos that the labels are matched with
     with StoreWriter.open_existing(store) as writer:
         with FeatureStore(store) as reader:
-            recipe = stored_recipe(reader)
-            labels = read_labels(source, {name: frames_of(reader, name) for name in reader}, test_list)
+            recipe, frames = recipe_of(reader), frames_of(reader)
+            labels = read_labels(source, frames, test_list)
             by_video = read_video_labels(video_labels) if video_labels is not None else {}
-            alignment = _compare(reader, recipe, labels, by_video)
+            alignment = _compare(reader, recipe, frames, labels, by_video)
             starts = {video.video: reader[video.video].start_frame for video in alignment.videos if video.match}
         if strict and alignment.loses_data:
             return alignment
@@ -159,41 +158,28 @@ def align(store: str | os.PathLike[str], source: str | os.PathLike[str], *,
     return dataclasses.replace(alignment, written=True)
 
 
-def stored_recipe(store: FeatureStore) -> Recipe:
-    """The recipe that the features of ``store`` were made with."""
-    return Recipe.from_json(json.dumps(store.recipe))
-
-
-def frames_of(store: FeatureStore, name: str) -> int:
-    """How many frames of the video were decoded; up to its last clip, if the store does not say."""
-    video = store[name]
-    if video.frames is not None:
-        return video.frames
-    return int(video.start_frame[-1]) + stored_recipe(store).clip_span if video.clips else 0
-
-
 def _binary(labels: np.ndarray) -> np.ndarray:
     return (labels > 0).astype(np.uint8)
 
 
-def _compare(store: FeatureStore, recipe: Recipe, labels: Labels, by_video: Mapping[str, int]) -> Alignment:
+def _compare(store: FeatureStore, recipe: Recipe, frames: Mapping[str, int], labels: Labels,
+             by_video: Mapping[str, int]) -> Alignment:
     names = VideoNames(store)
     matches, without_video = names.match(labels.frame)
     video_matches, without_video_too = names.match(by_video)
     known = {video: by_video[match.name] for video, match in video_matches.items()}
-    compare = functools.partial(_compare_video, store, recipe, labels)
     return Alignment(
         labels.form,
-        tuple(compare(name, matches.get(name), known.get(name)) for name in store),
+        tuple(_compare_video(video, recipe, frames[name], labels, matches.get(name), known.get(name))
+              for name, video in store.items()),
         tuple(dict.fromkeys([*without_video, *without_video_too])),
         written=False,
     )
 
 
-def _compare_video(store: FeatureStore, recipe: Recipe, labels: Labels, name: str, match: Match | None,
+def _compare_video(video: StoredVideo, recipe: Recipe, frames: int, labels: Labels, match: Match | None,
                    told: int | None) -> VideoAlignment:
-    video = store[name]
-    clips, frames = video.clips, frames_of(store, name)
+    name, clips = video.name, video.clips
     if match is None:
         label = told if told is not None else labels.video.get(name)
         missing = "no labels" if label is None else "no frame labels"

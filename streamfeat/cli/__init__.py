@@ -11,6 +11,8 @@ import streamfeat
 #: command -> its line in ``streamfeat --help``; the command itself is in the module of that name
 COMMANDS = {
     "extract": "Videos in, one HDF5 store of features out.",
+    "align": "Ground truth into a store, and how it fits.",
+    "labels": "Ground truth of any form into the published pickle.",
     "info": "What is inside a store, at a glance.",
     "recipes": "The presets that decide the numbers.",
 }

@@ -31,6 +31,8 @@ from streamfeat.labels.values import MAX_LABELS
 #: frames; ten times the longest video of the field
 MAX_FRAMES = 20_000_000
 
+#: as UCF-Crime has them: ``Normal``, ``RoadAccidents``
+_CATEGORY = re.compile(r"[A-Z][A-Za-z_]+")
 _TRACKS = "_tracks.txt"
 
 
@@ -76,12 +78,15 @@ def read_annotation(path: Path) -> Annotation:
     if not rows:
         raise LabelError(f"{path}: nothing in it")
     _, first = rows[0]
-    # the category stands second, or third where the number of frames stands second
-    ucf_crime = any(not _is_number(field) for field in first[1:3])
+    # second, or third where the number of frames stands second
+    ucf_crime = any(_CATEGORY.fullmatch(field) for field in first[1:3])
     intervals: dict[str, list[tuple[int, int]]] = {}
     for number, fields in rows:
         if ucf_crime:
-            fields = [fields[0], *fields[3 if _is_number(fields[1]) else 2 :]] if len(fields) > 2 else [fields[0], ""]
+            category = next((at for at in (1, 2) if at < len(fields) and _CATEGORY.fullmatch(fields[at])), None)
+            if category is None:
+                raise LabelError(f"{path}, line {number}: no category, as the lines before it have")
+            fields = [fields[0], *fields[category + 1 :]]
         try:
             found = _pairs(fields[1:], inclusive=ucf_crime)
         except ValueError as error:
@@ -155,10 +160,3 @@ def _pairs(fields: list[str], inclusive: bool) -> list[tuple[int, int]]:
             raise ValueError(f"no interval of frames: {start} to {end}")
         intervals.append((first, last + inclusive))
     return intervals
-
-
-def _is_number(field: str) -> bool:
-    try:
-        return float(field) == float(field)
-    except ValueError:
-        return False

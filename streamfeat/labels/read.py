@@ -82,8 +82,7 @@ def read_video_labels(source: str | Path) -> dict[str, int]:
 def _by_video(source: Path, content: Any) -> dict[str, np.ndarray]:
     named = _names(source, content)
     # before anything is converted: one long list can stand for many videos
-    total = sum(len(value) if isinstance(value, list | tuple) else getattr(value, "size", 1) for value in named.values())
-    if total > MAX_LABELS:
+    if sum(map(_length, named.values())) > MAX_LABELS:
         raise LabelError(f"{source}: more than {MAX_LABELS:,} labels: more than any data set has")
     try:
         labels = {name: frame_labels(name, value) for name, value in named.items()}
@@ -92,6 +91,10 @@ def _by_video(source: Path, content: Any) -> dict[str, np.ndarray]:
     if labels and all(len(value) == 1 for value in labels.values()):
         raise LabelError(f"{source}: one label a video: these are video labels, not frame labels")
     return labels
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | tuple) else np.size(value) if isinstance(value, np.ndarray) else 1
 
 
 def _names(source: Path, content: Any) -> dict[str, Any]:
