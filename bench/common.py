@@ -77,7 +77,8 @@ def _cell(value: Any) -> str:
 def save(path: str | os.PathLike[str], benchmark: str, results: Any) -> None:
     """Write ``results`` with the machine they were measured on."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"benchmark": benchmark, "machine": machine(), "results": results}, indent=1) + "\n")
+    document = {"benchmark": benchmark, "machine": machine(), "results": results}
+    Path(path).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def lowest_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -133,7 +133,8 @@ def _pynvvideocodec() -> Callable[[Path], int]:
         raise ImportError("no GPU here")
 
     def run(path: Path) -> int:
-        decoder, count = nvc.SimpleDecoder(str(path), use_device_memory=True, output_color_type=nvc.OutputColorType.RGB), 0
+        decoder = nvc.SimpleDecoder(str(path), use_device_memory=True, output_color_type=nvc.OutputColorType.RGB)
+        count = 0
         for start in range(0, len(decoder), 16):
             batch = decoder.get_batch_frames(min(16, len(decoder) - start))
             frames = torch.stack([torch.from_dlpack(frame) for frame in batch]).permute(0, 3, 1, 2)
@@ -212,7 +213,8 @@ def main() -> None:
     for result in results:
         for name in sides:
             if f"{name} frames" in result:
-                print(f"  {result['video']}: {name} gave {result[f'{name} frames']} frames instead of {result['frames']}")
+                given = result[f"{name} frames"]
+                print(f"  {result['video']}: {name} gave {given} frames instead of {result['frames']}")
     if options.json:
         common.save(options.json, "decode", results)
 

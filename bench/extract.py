@@ -323,10 +323,14 @@ def main() -> None:
     if options.side:
         _child(options.side, options.weights, options.out, options.videos)
         return
-    from bench.published import surveillance_videos
+    from bench.media import surveillance_video
 
     with tempfile.TemporaryDirectory() as folder:
-        videos = options.videos or surveillance_videos(Path(folder), frames=64 if options.quick else 320)
+        frames = 64 if options.quick else 320
+        videos = options.videos or [
+            surveillance_video(Path(folder) / f"{codec}.mp4", codec=codec, size=(856, 480), frames=frames)
+            for codec in ("h264", "hevc")
+        ]
         sides = [s for s in SIDES if s == REFERENCE or not options.only or any(part in s for part in options.only)]
         results = compare(videos, options.model, 1 if options.quick else 2, sides)
     print(report(results))

@@ -64,7 +64,7 @@ class PublishedModel:
         state = self._state
         kernel = state["patch_embed.proj.weight"]
         x = F.conv3d(clips, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
-        batch, tokens, channels = x.shape
+        _, tokens, channels = x.shape
         x = x + sincos_positions(tokens, channels)
         for index in range(sum(name.endswith("norm1.weight") for name in state)):
             x = self._block(x, f"blocks.{index}.")
@@ -108,7 +108,8 @@ def transformers_model(weights: Path, dtype: torch.dtype) -> Callable[[torch.Ten
 
 def _transformers_names(state: dict[str, torch.Tensor], blocks: int) -> dict[str, torch.Tensor]:
     named = {
-        f"embeddings.patch_embeddings.projection.{part}": state[f"patch_embed.proj.{part}"] for part in ("weight", "bias")
+        f"embeddings.patch_embeddings.projection.{part}": state[f"patch_embed.proj.{part}"]
+        for part in ("weight", "bias")
     }
     for index in range(blocks):
         ours, theirs = f"blocks.{index}.", f"encoder.layer.{index}."

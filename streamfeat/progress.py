@@ -100,9 +100,9 @@ class Bar:
 
         self._bar = tqdm(
             total=0, unit="video", file=stream or sys.stderr, dynamic_ncols=True, leave=False,
-            bar_format="{n_fmt}/{total_fmt} videos |{bar}| {postfix}",
+            bar_format="{n_fmt}/{total_fmt} videos |{bar}| {desc}",
         )
-        self._started = time.monotonic()
+        self._started, self._drawn = time.monotonic(), 0.0
 
     def note(self, text: str) -> None:
         self._bar.write(text, file=self._bar.fp)
@@ -113,9 +113,11 @@ class Bar:
         self._bar.n = counters.done + counters.failed
         left = counters.left(seconds)
         text = describe(counters, seconds) + (f", {_clock(left)} left" if left is not None else "")
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(0)
-        self._bar.refresh()
+        self._bar.set_description_str(text, refresh=False)
+        now = time.monotonic()
+        if now - self._drawn > 0.1:
+            self._drawn = now
+            self._bar.refresh()
 
     def close(self) -> None:
         self._bar.close()

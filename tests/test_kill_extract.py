@@ -25,7 +25,7 @@ import streamfeat, streamfeat.pipeline
 from streamfeat.progress import Quiet
 
 videos, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
-recipe = streamfeat.Recipe(clip_frames=4, clip_stride=4, image_size=32)
+recipe = streamfeat.Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None)
 random.seed(kills)
 
 class Tell(Quiet):
@@ -84,7 +84,7 @@ def test_no_run_that_is_killed_loses_a_video(tmp_path):
     assert len(lines) == KILLS
     assert sum(int(reported) > 0 for _, reported, _ in lines) > KILLS / 2  # most kills hit a run under way
 
-    recipe = streamfeat.Recipe(clip_frames=4, clip_stride=4, image_size=32)
+    recipe = streamfeat.Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None)
     summary = streamfeat.extract(videos, out, recipe=recipe, model="vit_tiny", weights="random")
     assert summary.complete and not summary.failures
     with h5py.File(out) as file:

@@ -12,7 +12,7 @@ _MEASURE = """
 import json, resource, sys
 import streamfeat
 summary = streamfeat.extract(
-    sys.argv[1], sys.argv[2], recipe=streamfeat.Recipe(clip_frames=4, clip_stride=4, image_size=32),
+    sys.argv[1], sys.argv[2], recipe=streamfeat.Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None),
     model="vit_tiny", weights="random",
 )
 print(json.dumps([summary.frames, summary.clips, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
@@ -22,7 +22,7 @@ print(json.dumps([summary.frames, summary.clips, resource.getrusage(resource.RUS
 def test_peak_memory_does_not_grow_with_length(tmp_path):
     def run(frames):
         still = np.zeros((240, 320, 3), np.uint8)
-        video = write_video(tmp_path / f"{frames}.mp4", (still + index % 200 for index in range(frames)), size=(320, 240))
+        video = write_video(tmp_path / f"{frames}.mp4", (still + index % 200 for index in range(frames)))
         done = subprocess.run(
             [sys.executable, "-c", _MEASURE, str(video), str(tmp_path / f"{frames}.h5")],
             capture_output=True, text=True, check=True,
