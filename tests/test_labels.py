@@ -83,10 +83,10 @@ def test_broken_files_say_what_is_wrong(tmp_path, form, content, said):
 
 def test_an_npz_that_unpacks_to_gigabytes(tmp_path):
     source = tmp_path / "bomb.npz"
-    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open("a.npy", "w") as member:
-            for _ in range(1100):
-                member.write(bytes(1 << 20))
+    zipped = zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with zipped as archive, archive.open("a.npy", "w") as member:
+        for _ in range(1100):
+            member.write(bytes(1 << 20))
     with pytest.raises(LabelError, match="larger than 1024 MiB when unpacked"):
         read_labels(source)
 
