@@ -249,7 +249,8 @@ def test_any_failing_operation_leaves_the_last_committed_state(tmp_path, monkeyp
         monkeypatch.setattr(journal, "os", WatchedOS(before))
         states, failed = [CONTENT], False
         try:
-            states += list(changing_session(path))
+            for state in changing_session(path):
+                states.append(state)
         except (StoreError, OSError) as error:
             failed = True
             assert "No space left" in str(error)

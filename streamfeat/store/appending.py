@@ -108,14 +108,14 @@ class StoreWriter:
     def videos(self) -> Mapping[str, VideoRecord]:
         """Every video in the store, with what tells whether its source has changed since."""
         if self._videos is None:
-            self._videos = {name: schema.read_record(group) for name, group in schema.walk_videos(self._h5)}
+            self._videos = dict(schema.walk_records(self._read))
         return self._videos
 
     @property
     def failures(self) -> Mapping[str, Failure]:
         """Videos whose last extraction failed."""
         if self._failures is None:
-            self._failures = dict(schema.walk_failures(self._h5))
+            self._failures = dict(schema.walk_failures(self._read))
         return self._failures
 
     # --- changes -------------------------------------------------------------------------------------------
@@ -174,8 +174,8 @@ class StoreWriter:
         """Take the ground truth from every video."""
         self._check()
         with self._changing():
-            for _, group in list(schema.walk_videos(self._h5)):
-                self._clear_labels(h5py.Group(group))
+            for name in self.videos:
+                self._clear_labels(self._h5[f"{schema.VIDEOS}/{name}"])
 
     @staticmethod
     def _clear_labels(video: h5py.Group) -> None:
@@ -215,7 +215,7 @@ class StoreWriter:
             return
         for appender in list(self._appenders):
             appender.abandon()
-        wanted = self._dirty and not self._broken
+        wanted = self._dirty and not self._broken and self._file.failure is None
         if not wanted:
             self._file.abandon()
         self._closed = True
@@ -245,6 +245,9 @@ class StoreWriter:
         else:
             self.abort()
 
+    def _read(self, look):
+        return look(self._h5)
+
     # --- for VideoAppender ---------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -268,13 +271,7 @@ class StoreWriter:
         above = ["/".join(parts[:depth]) for depth in range(1, len(parts)) if parts[depth] in schema.RESERVED]
         names = [name, *(video for video in above if schema.find_video(self._h5, video) is not None)]
         if schema.find_video(self._h5, name) is None:
-            videos = self._h5[schema.VIDEOS]
-            for reserved in schema.RESERVED:
-                below = videos.get(f"{name}/{reserved}")
-                if isinstance(below, h5py.Group):
-                    names += [f"{name}/{reserved}/{video}" for video, _ in schema.walk_group(below)][:1]
-                    if schema.is_video_group(below.id):
-                        names.append(f"{name}/{reserved}")
+            names += [video for video in self.videos if video.startswith(f"{name}/")]
         problems = schema.check_names(names)
         if problems:
             raise StoreError(f"{self.path}: {problems[0]}")

@@ -307,11 +307,7 @@ class CommittedFile(_FileObject):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._fd = _open(path, os.O_RDONLY)
-        try:
-            journal = self._settled_journal(path)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        journal = self._settled_journal(path)
         self._pages = {} if journal is None else {index: page for index, (_, page) in journal.pages.items()}
         self._length = os.fstat(self._fd).st_size if journal is None else journal.new_length
         if 0 in self._pages:
@@ -366,8 +362,8 @@ class JournaledFile(_FileObject):
         self.failure: OSError | None = None
         # Made, but not yet at its path.
         self._unplaced = create
-        # Set once a journal may be whole on the disk though its commit was not finished: hands off, then.
-        self._in_doubt = False
+        # While a journal may be whole on the disk though its commit is not finished, closing must not tidy up.
+        self._in_doubt = True
         recover(path)
         if create:
             self._fd = _open(partial_path(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -384,6 +380,7 @@ class JournaledFile(_FileObject):
         # Of those bytes, the ones from here on were truncated away: they are zero, whatever the disk still says.
         self._intact: float = self._hold_below
         self._pages: dict[int, bytearray] = {}
+        self._in_doubt = False
 
     def writable(self) -> bool:
         return True

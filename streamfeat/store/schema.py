@@ -15,10 +15,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import h5py
 import numpy as np
@@ -38,6 +39,9 @@ ALIGNED_CLIPS = "aligned_clips"
 #: what a video holds itself; no video below it can have such a name
 RESERVED = (FEATURES, START_FRAME, LABELS)
 DTYPES = ("float32", "float16")
+#: groups looked at in one go
+_PORTION = 64
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,48 +183,9 @@ def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in attrs.items()}
 
 
-def _walk(
-    group: h5py.h5g.GroupID, prefix: str = "", below_video: bool = False
-) -> Iterable[tuple[str, h5py.h5g.GroupID, bool]]:
-    """Every group below ``group``, but for what videos hold: its path, itself, and whether it is a video's."""
-    for raw in group:
-        name = raw.decode("utf-8", "surrogateescape")
-        if below_video and name in RESERVED:
-            continue
-        try:
-            child = h5py.h5o.open(group, raw)
-        except (KeyError, RuntimeError, OSError):
-            continue  # a link into another file, which is gone
-        if isinstance(child, h5py.h5g.GroupID):
-            is_video = is_video_group(child)
-            yield prefix + name, child, is_video
-            yield from _walk(child, f"{prefix}{name}/", is_video)
-
-
 def is_video_group(group: h5py.h5g.GroupID) -> bool:
     """Whether the group is a video's: a folder of videos may hold one named ``features``, but that is a group."""
-    raw = FEATURES.encode()
-    return raw in group and h5py.h5o.get_info(group, raw).type == h5py.h5o.TYPE_DATASET
-
-
-def walk_group(group: h5py.Group) -> Iterable[tuple[str, h5py.h5g.GroupID]]:
-    """Every video below ``group``: its name there and its group. Low level, because stores hold thousands."""
-    for name, child, is_video in _walk(group.id):
-        if is_video:
-            yield name, child
-
-
-def walk_videos(root: h5py.Group) -> Iterable[tuple[str, h5py.h5g.GroupID]]:
-    return walk_group(root[VIDEOS]) if VIDEOS in root else ()
-
-
-def walk_failures(root: h5py.Group) -> Iterable[tuple[str, Failure]]:
-    if FAILURES not in root:
-        return
-    for name, group, _ in _walk(root[FAILURES].id):
-        attrs = h5py.Group(group).attrs
-        if "stage" in attrs:
-            yield name, Failure(*(str(plain(attrs.get(field.name, ""))) for field in dataclasses.fields(Failure)))
+    return FEATURES.encode() in group and h5py.h5o.get_info(group, FEATURES.encode()).type == h5py.h5o.TYPE_DATASET
 
 
 def find_video(root: h5py.Group, name: str) -> h5py.Group | None:
@@ -230,12 +195,97 @@ def find_video(root: h5py.Group, name: str) -> h5py.Group | None:
     return group if isinstance(group, h5py.Group) and is_video_group(group.id) else None
 
 
+class Read(Protocol):
+    """Gives what ``look`` sees in the root group, all of it in one committed state."""
+
+    def __call__(self, look: Callable[[h5py.Group], _T], /) -> _T: ...
+
+
+def walk_videos(read: Read) -> Iterator[str]:
+    """The name of every video, in no order."""
+    return (name for name, _ in _walk(read, VIDEOS, lambda group, is_video: is_video or None))
+
+
+def walk_records(read: Read) -> Iterator[tuple[str, VideoRecord]]:
+    """Every video with its record, in no order."""
+    return _walk(read, VIDEOS, lambda group, is_video: read_record(group) if is_video else None)
+
+
+def walk_failures(read: Read) -> Iterator[tuple[str, Failure]]:
+    """Every failure, in no order."""
+    return _walk(read, FAILURES, _failure)
+
+
+def _walk(read: Read, top: str, describe: Callable[[h5py.h5g.GroupID, bool], _T | None]) -> Iterator[tuple[str, _T]]:
+    """The groups below ``top`` that ``describe(group, is_video)`` knows, by their paths there.
+
+    In portions, because a store of thousands of videos may be written faster than it can be read at once; and
+    low level, because h5py's comfort costs seconds then.
+    """
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        names = read(functools.partial(_list_folder, path=f"{top}/{folder}"))
+        for start in range(0, len(names), _PORTION):
+            look = functools.partial(
+                _describe, path=f"{top}/{folder}", names=names[start : start + _PORTION], describe=describe
+            )
+            for name, described, is_folder in read(look):
+                if described is not None:
+                    yield folder + name, described
+                if is_folder:
+                    folders.append(f"{folder}{name}/")
+
+
+def _list_folder(root: h5py.Group, path: str) -> list[str]:
+    if path not in root:
+        return []
+    group = root[path].id
+    return _inner_names(group, is_video_group(group))
+
+
+def _inner_names(group: h5py.h5g.GroupID, is_video: bool) -> list[str]:
+    """What a folder holds; of a video, what lies below it and is not its own."""
+    names = [name.decode() for name in group]
+    return [name for name in names if name not in RESERVED] if is_video else names
+
+
+def _describe(
+    root: h5py.Group, path: str, names: list[str], describe: Callable[[h5py.h5g.GroupID, bool], _T | None]
+) -> list[tuple[str, _T | None, bool]]:
+    folder = root[path].id
+    seen = []
+    for name in names:
+        group = h5py.h5o.open(folder, name.encode())
+        if isinstance(group, h5py.h5g.GroupID):
+            is_video = is_video_group(group)
+            seen.append((name, describe(group, is_video), bool(_inner_names(group, is_video))))
+    return seen
+
+
+def _failure(group: h5py.h5g.GroupID, is_video: bool) -> Failure | None:
+    attrs = h5py.AttributeManager(h5py.Group(group))
+    if "stage" not in attrs:
+        return None
+    return Failure(*(str(plain(attrs.get(field.name, ""))) for field in dataclasses.fields(Failure)))
+
+
 def read_record(group: h5py.h5g.GroupID) -> VideoRecord:
-    attrs = h5py.Group(group).attrs
-    source_bytes, source_mtime_ns, frames, damaged_packets = (
-        plain(attrs.get(field.name)) for field in dataclasses.fields(VideoRecord)
+    """The record of a video, read at low level: h5py's attributes would take a second for some thousands."""
+    return VideoRecord(
+        source_bytes=_integer(group, b"source_bytes"),
+        source_mtime_ns=_integer(group, b"source_mtime_ns"),
+        frames=_integer(group, b"frames"),
+        damaged_packets=_integer(group, b"damaged_packets") or 0,
     )
-    return VideoRecord(source_bytes, source_mtime_ns, frames, damaged_packets or 0)
+
+
+def _integer(group: h5py.h5g.GroupID, name: bytes) -> int | None:
+    if not h5py.h5a.exists(group, name):
+        return None
+    value = np.empty((), np.int64)
+    h5py.h5a.open(group, name).read(value)
+    return int(value)
 
 
 def checksum(digest: Any) -> str:

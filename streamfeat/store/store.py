@@ -81,14 +81,12 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     @functools.cached_property
     def _names(self) -> list[str]:
-        names = self._read(lambda root: [name for name, _ in schema.walk_videos(root)])
-        return sorted(names, key=schema.natural_key)
+        return sorted(schema.walk_videos(self._read), key=schema.natural_key)
 
     @functools.cached_property
     def failures(self) -> dict[str, Failure]:
         """Videos whose last extraction failed. One may still be in the store as it was before it failed."""
-        failures = self._read(lambda root: list(schema.walk_failures(root)))
-        return dict(sorted(failures, key=lambda item: schema.natural_key(item[0])))
+        return dict(sorted(schema.walk_failures(self._read), key=lambda item: schema.natural_key(item[0])))
 
     def __getitem__(self, name: str) -> StoredVideo:
         if name not in self:
