@@ -12,6 +12,7 @@ import streamfeat
 COMMANDS = {
     "extract": "Videos in, one HDF5 store of features out.",
     "align": "Ground truth into a store, and how it fits.",
+    "export": "Features in the layouts that detectors read.",
     "labels": "Ground truth of any form into the published pickle.",
     "info": "What is inside a store, at a glance.",
     "recipes": "The presets that decide the numbers.",

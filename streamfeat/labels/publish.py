@@ -16,20 +16,26 @@ from streamfeat.files import write_whole
 
 
 def write_frame_labels(path: str | Path, labels: Mapping[str, np.ndarray]) -> None:
-    """Write ``{name: uint8 (S,)}`` so that every numpy loads it.
+    """Write ``{name: uint8 (S,)}`` so that every numpy loads it. Raises OSError."""
+    write_whole(path, frame_label_chunks(labels))
+
+
+def write_video_labels(path: str | Path, labels: Mapping[str, int]) -> None:
+    """Write ``{name: [1.0]}`` for 1 and ``{name: [0.0]}`` for 0. Raises OSError."""
+    write_whole(path, video_label_chunks(labels))
+
+
+def video_label_chunks(labels: Mapping[str, int]) -> Iterator[bytes]:
+    """The bytes of a ``video_label.pickle``."""
+    yield pickle.dumps({name: [float(label)] for name, label in labels.items()}, protocol=3)
+
+
+def frame_label_chunks(labels: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """The bytes of a ``frame_label.pickle``.
 
     numpy 2 pickles its arrays under a module name that numpy 1 lacks, while both still know the old one:
     these are the opcodes that numpy 1 wrote.
     """
-    write_whole(path, _frame_label_chunks(labels))
-
-
-def write_video_labels(path: str | Path, labels: Mapping[str, int]) -> None:
-    """Write ``{name: [1.0]}`` for 1 and ``{name: [0.0]}`` for 0."""
-    write_whole(path, [pickle.dumps({name: [float(label)] for name, label in labels.items()}, protocol=3)])
-
-
-def _frame_label_chunks(labels: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     yield b"\x80\x03}"
     for name, values in labels.items():
         values = np.ascontiguousarray(values, np.uint8)

@@ -1,0 +1,108 @@
+"""A store's features in the layouts that detectors read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from streamfeat.export.destination import Destination
+from streamfeat.export.errors import ExportError
+from streamfeat.export.layouts import Job, fed_wsvad, npy, rtfm, xd
+from streamfeat.export.selection import Selection
+from streamfeat.export.shards import safetensors
+from streamfeat.files import check_name
+from streamfeat.labels.flat import read_list
+from streamfeat.labels.names import VideoNames
+from streamfeat.store import FeatureStore
+from streamfeat.stored import aligned_clips, recipe_of
+
+__all__ = ["LAYOUTS", "ExportError", "Exported", "export"]
+
+LAYOUTS = {"fed-wsvad": fed_wsvad, "npy": npy, "rtfm": rtfm, "xd": xd, "safetensors": safetensors}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What :func:`export` did."""
+
+    destination: str
+    layout: str
+    videos: int
+    clips: int
+    #: shape of one clip's feature in the files
+    row_shape: tuple[int, ...]
+    #: files written, and existing files that were kept
+    written: int
+    kept: int
+    #: videos without a clip to train on, which no layout can hold
+    empty: tuple[str, ...]
+    #: what the user should know of the lists and the ground truth
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *, layout: str,
+           dataset: str = "shanghaitech", stats: Sequence[str] | None = None, flatten: bool = False,
+           train_list: str | os.PathLike[str] | None = None, test_list: str | os.PathLike[str] | None = None,
+           overwrite: bool = False) -> Exported:
+    """Write the aligned clips of ``store`` (all clips of videos that are not aligned) below ``destination``.
+
+    Args:
+        layout: one of ``LAYOUTS``. ``fed-wsvad``: the tree of Fed_WSVAD and AR-Net. ``npy``: one file a video.
+            ``rtfm``: ``_i3d.npy`` files, lists and flat ground truth, for RTFM and MGFN too. ``xd``: one file
+            a crop, lists and flat ground truth, for XDVioDet and UR-DMU. ``safetensors``: shards.
+        dataset: name of the top folder of ``fed-wsvad``.
+        stats: statistics to take, out of those stored; None: all.
+        flatten: statistics and channels in one dimension.
+        train_list: videos for training, one name a line, under any spelling that ``align`` knows.
+        test_list: videos for evaluation.
+        overwrite: replace files that exist; without it they are kept.
+
+    Features are float32, in ``safetensors`` as stored. No more than a few megabytes are in memory, however
+    long the videos are. Every file appears whole or not at all, and none outside ``destination``.
+
+    Raises ExportError or LabelError before anything is written, UnsafeName for a name that leads out of
+    ``destination``, StoreError for the store, OSError for the destination.
+    """
+    if layout not in LAYOUTS:
+        raise ExportError(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    check_name(dataset)
+    with FeatureStore(store) as reader:
+        names = list(reader)
+        for name in names:
+            check_name(name)
+        videos = [name for name in names if aligned_clips(reader[name]) > 0]
+        if not videos:
+            raise ExportError(f"{store}: no video has a clip to export")
+        job = Job(reader, recipe_of(reader), Selection(reader, stats, flatten), Destination(destination, overwrite),
+                  videos, None, None, dataset)
+        job.train = _listed(job, names, train_list)
+        job.test = _listed(job, names, test_list)
+        LAYOUTS[layout](job)
+        return Exported(
+            str(destination), layout, len(videos), sum(map(job.clips, videos)), job.selection.row_shape,
+            job.destination.written, job.destination.kept,
+            tuple(name for name in names if name not in set(videos)), tuple(job.notes),
+        )
+
+
+def _listed(job: Job, names: Sequence[str], path: str | os.PathLike[str] | None) -> list[str] | None:
+    """The videos of a list that are exported, each once, in its order; what differs is noted."""
+    if path is None:
+        return None
+    known, exported = VideoNames(names), set(job.videos)
+    matches = {line: known.find(line) for line in read_list(path)}
+    missing = [line for line, match in matches.items() if match is None]
+    found = list(dict.fromkeys(match.video for match in matches.values() if match is not None))
+    if missing:
+        job.notes.append(f"{path}: {len(missing)} of {len(matches)} names are not in the store, {missing[0]!r} first")
+    if not found:
+        raise ExportError(f"{path}: none of its names is in the store")
+    variants = [match for match in matches.values() if match is not None and match.variant]
+    if variants:
+        job.notes.append(f"{path}: {len(variants)} names matched by a variant, {variants[0]} first")
+    return [video for video in found if video in exported]

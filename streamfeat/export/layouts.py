@@ -1,0 +1,206 @@
+"""What each detector reads: file names, lists and ground truth.
+
+Sources of the layouts: Fed_WSVAD ``VAD/video_dataset_anomaly_balance_uni_sample.py`` and ``VAD/eval.py`` (AR-Net
+has the same); RTFM ``dataset.py``, ``test_10crop.py`` and ``list/make_gt_ucf.py``, which MGFN follows; XDVioDet
+``dataset.py``, ``test.py`` and ``list/make_list.py``, and UR-DMU ``dataset_loader.py``; ActionFormer
+``libs/datasets/thumos14.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from streamfeat.export.destination import Destination
+from streamfeat.export.errors import ExportError
+from streamfeat.export.selection import Selection
+from streamfeat.labels.publish import frame_label_chunks, video_label_chunks
+from streamfeat.recipe import Recipe
+from streamfeat.store import FeatureStore
+from streamfeat.stored import aligned_clips, frame_labels, video_label
+
+#: how often the detectors repeat each clip's score before they compare it with the labels of frames
+REPEATS = 16
+
+
+@dataclasses.dataclass
+class Job:
+    """One export on its way."""
+
+    store: FeatureStore
+    recipe: Recipe
+    selection: Selection
+    destination: Destination
+    #: videos to export, all with at least one clip
+    videos: Sequence[str]
+    #: those of ``videos`` that the lists name, in their order; None: no list was given
+    train: Sequence[str] | None
+    test: Sequence[str] | None
+    dataset: str
+    #: said to the user afterwards
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def clips(self, name: str) -> int:
+        return aligned_clips(self.store[name])
+
+    def label(self, name: str) -> int | None:
+        return video_label(self.store[name])
+
+    def write_features(self, file: str, name: str, crop: int | None = None) -> None:
+        """Write the features of the video ``name``, or one crop of them, as float32 ``.npy``."""
+        video, clips = self.store[name], self.clips(name)
+        shape = self.selection.row_shape if crop is None else self.selection.crop_shape
+        self.destination.write_npy(file, (clips, *shape), "<f4", self.selection.blocks(video, clips, crop))
+
+    def labelled(self, names: Sequence[str], file: str) -> list[str]:
+        """Those with a label of their own; that others are missing from ``file`` is noted."""
+        labelled = [name for name in names if self.label(name) is not None]
+        if len(labelled) < len(names):
+            first = next(name for name in names if self.label(name) is None)
+            self.notes.append(f"{file}: {len(names) - len(labelled)} videos without a label left out, {first} first "
+                              "(streamfeat align --video-labels)")
+        return labelled
+
+    def anomalous_first(self, names: Sequence[str]) -> list[str]:
+        """Anomalous videos, then the others: the loaders cut their list after a number of lines."""
+        anomalous = [name for name in names if self.label(name) == 1]
+        normal = [name for name in names if self.label(name) == 0]
+        self.notes.append(f"train.list has {len(anomalous)} anomalous videos first, then {len(normal)} normal ones: "
+                          "the loaders cut it there by a number in their code (63 for ShanghaiTech, 810 for UCF-Crime)")
+        return anomalous + normal
+
+    def clip_frame_labels(self, name: str) -> np.ndarray | None:
+        """The labels of the frames of each exported clip, (clips, clip_frames), or None where they are unknown.
+
+        A normal video needs none written down. Frames repeated to pad a clip have the label of the last one.
+        """
+        video, clips = self.store[name], self.clips(name)
+        labels = frame_labels(video)
+        if labels is None:
+            return np.zeros((clips, self.recipe.clip_frames), np.uint8) if self.label(name) == 0 else None
+        offsets = np.arange(self.recipe.clip_frames) * self.recipe.frame_step
+        frames = video.start_frame[:clips, None] + offsets
+        return labels[np.minimum(frames, len(labels) - 1)]
+
+    def one_feature_a_clip(self, layout: str) -> None:
+        """Raises ExportError where a clip has several statistics and none was chosen."""
+        if self.selection.statistics > 1:
+            raise ExportError(f"the layout {layout} has one feature a clip, and the store {self.selection.statistics} "
+                              "statistics: choose with --stats mean, or join them with --flatten")
+
+    def note_repeats(self) -> None:
+        if self.recipe.clip_frames != REPEATS:
+            self.notes.append(f"the detectors repeat each score {REPEATS} times, and clips here have "
+                              f"{self.recipe.clip_frames} frames: change that number in their evaluation")
+
+    def flat_ground_truth(self, names: Sequence[str]) -> np.ndarray:
+        """Labels of all clips' frames, one video after the other, float64.
+
+        Raises ExportError naming the videos whose frames have no labels.
+        """
+        labels = {name: self.clip_frame_labels(name) for name in names}
+        missing = [name for name, values in labels.items() if values is None]
+        if missing:
+            raise ExportError(f"{len(missing)} of the test videos have no frame labels, {missing[0]!r} first: "
+                              "align the store with labels that have them, or leave them out of the test list")
+        self.note_repeats()
+        return np.concatenate([values.ravel() for values in labels.values()]).astype("<f8")
+
+    def test_or_rest(self) -> list[str]:
+        """The test list; without one, all videos with frame labels that are not for training."""
+        if self.test is not None:
+            return list(self.test)
+        train = set(self.train or ())
+        return [name for name in self.videos if name not in train and self.clip_frame_labels(name) is not None]
+
+
+def npy(job: Job) -> None:
+    for name in job.videos:
+        job.write_features(f"{name}.npy", name)
+
+
+def fed_wsvad(job: Job) -> None:
+    """``<dataset>/features_video/i3d/combine/<video>/feature.npy``, splits and ``GT`` beside them.
+
+    The loader lists the feature folder, so that a video's name is its last part here.
+    """
+    names = _last_parts(job.videos)
+    for video in job.videos:
+        job.write_features(f"{job.dataset}/features_video/i3d/combine/{names[video]}/feature.npy", video)
+    labels = {video: label for video in job.videos if (label := job.label(video)) is not None}
+    if labels:
+        folder = f"{job.dataset}/GT"
+        job.destination.write(f"{folder}/video_label.pickle",
+                              video_label_chunks({names[video]: label for video, label in labels.items()}))
+        frames = {names[video]: values for video in job.videos if (values := _evaluated(job, video)) is not None}
+        job.destination.write(f"{folder}/frame_label.pickle", frame_label_chunks(frames))
+        job.note_repeats()
+    else:
+        job.notes.append("no labels in the store: GT was not written; the detectors need it (streamfeat align)")
+    for split, videos in (("train", job.train), ("test", job.test)):
+        if videos is not None:
+            file = f"{split}_split.txt"
+            # the loader looks every line up in GT, where there is one
+            listed = job.labelled(videos, file) if labels else videos
+            job.destination.write_lines(f"{job.dataset}/{file}", [names[video] for video in listed])
+
+
+def rtfm(job: Job) -> None:
+    """``features/<video>_i3d.npy``, ``train.list``, ``test.list`` and ``gt.npy``."""
+    job.one_feature_a_clip("rtfm")
+    _lists(job, lambda name: [f"features/{name}_i3d.npy"], [None])
+
+
+def xd(job: Job) -> None:
+    """``features/<video>__0.npy`` to ``__4.npy``, one a crop, ``train.list``, ``test.list`` and ``gt.npy``.
+
+    XD-Violence has the centre in ``__0`` and the corners after it; the store has the centre last.
+    """
+    job.one_feature_a_clip("xd")
+    crops = job.selection.crops
+    order = [crops - 1, *range(crops - 1)] if crops == 5 else list(range(crops))
+    _lists(job, lambda name: [f"features/{name}__{number}.npy" for number in range(crops)], order)
+
+
+def _lists(job: Job, files: Callable[[str], list[str]], crops: Sequence[int | None]) -> None:
+    test = job.test_or_rest()
+    ground_truth = job.flat_ground_truth(test) if test else None
+    for name in job.videos:
+        for file, crop in zip(files(name), crops, strict=True):
+            job.write_features(file, name, crop)
+    root = job.destination.root.resolve()
+    if job.train is not None:
+        train = job.anomalous_first(job.labelled(job.train, "train.list"))
+        job.destination.write_lines("train.list", [str(root / file) for name in train for file in files(name)])
+    if ground_truth is None:
+        job.notes.append("no video with frame labels: test.list and gt.npy were not written (streamfeat align)")
+        return
+    job.destination.write_lines("test.list", [str(root / file) for name in test for file in files(name)])
+    job.destination.write_npy("gt.npy", ground_truth.shape, "<f8", [ground_truth])
+
+
+def _evaluated(job: Job, video: str) -> np.ndarray | None:
+    """The labels that the evaluation cuts to 16 a clip: as many as there are, and at least so many."""
+    labels = frame_labels(job.store[video])
+    by_clip = job.clip_frame_labels(video)
+    if by_clip is None:
+        return None
+    recipe = job.recipe
+    end_to_end = recipe.frame_step == 1 and recipe.clip_stride == recipe.clip_frames
+    if labels is None or not end_to_end or len(labels) < by_clip.size:
+        return by_clip.ravel()
+    return labels
+
+
+def _last_parts(videos: Sequence[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for video in videos:
+        last = video.rpartition("/")[2]
+        if last in taken:
+            raise ExportError(f"{taken[last]} and {video} would both be {last}: this layout has no folders between")
+        taken[last] = video
+        names[video] = last
+    return names

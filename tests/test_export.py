@@ -1,0 +1,344 @@
+"""Every layout, read back the way its detector reads it."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+from streamfeat.align import align
+from streamfeat.cli import main
+from streamfeat.export import ExportError, export
+from streamfeat.files import UnsafeName, check_name, path_inside, write_whole
+from streamfeat.recipe import Recipe
+from streamfeat.store import FeatureStore
+from tests.feature_stores import write_store
+from tests.published_detector import Detector, PublishedDataset, evaluate
+
+#: frames; the first has a mask that ends early, one is only known as a whole
+VIDEOS = {"training/01_001": 100, "testing/01_0014": 100, "testing/01_0015": 40, "testing/02_0128": 64, "short": 9}
+TRAIN, TEST = ["01_001", "01_0014"], ["01_0015", "02_0128"]
+
+
+def labelled_store(path, recipe=None, videos=VIDEOS, **options):
+    store = write_store(path, videos, recipe, **options)
+    labels = {
+        "01_001": np.zeros(96),
+        "01_0014": np.r_[np.zeros(40), np.ones(45)],
+        "01_0015": np.r_[np.ones(20), np.zeros(20)],
+    }
+    frame, video = path.with_name("frame.pickle"), path.with_name("video.pickle")
+    frame.write_bytes(pickle.dumps(labels))
+    video.write_bytes(pickle.dumps({"02_0128": [0.0], "01_0014": [1.0]}))
+    align(store, frame, video_labels=video)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return labelled_store(tmp_path / "out.h5")
+
+
+@pytest.fixture
+def lists(tmp_path):
+    paths = tmp_path / "train.txt", tmp_path / "test.txt"
+    for path, names in zip(paths, (TRAIN, TEST), strict=True):
+        path.write_text("\n".join(names) + "\n")
+    return {"train_list": paths[0], "test_list": paths[1]}
+
+
+def features(store, name, clips):
+    with FeatureStore(store) as reader:
+        return reader[name].features[:clips]
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def test_fed_wsvad_is_read_by_the_published_rules(store, lists, tmp_path):
+    exported = export(store, tmp_path / "VAD", layout="fed-wsvad", **lists)
+    assert exported.empty == ("short",) and exported.clips == 6 + 5 + 2 + 4
+    root = tmp_path / "VAD" / "shanghaitech"
+    assert sorted(tree(root)) == sorted(
+        [f"features_video/i3d/combine/{name}/feature.npy" for name in TRAIN + TEST]
+        + ["GT/frame_label.pickle", "GT/video_label.pickle", "train_split.txt", "test_split.txt"])
+    stored = np.load(root / "features_video/i3d/combine/01_0014/feature.npy")
+    assert stored.dtype == np.float32 and np.array_equal(stored, features(store, "testing/01_0014", 5))
+    train = PublishedDataset(tmp_path / "VAD", "shanghaitech", train=True)
+    assert (train.anomalous, train.normal) == (["01_0014"], ["01_001"])
+    test = PublishedDataset(tmp_path / "VAD", "shanghaitech", train=False)
+    assert [name for _, name in (test[index] for index in range(len(test)))] == TEST
+
+
+def test_a_small_detector_trains_and_is_evaluated_on_it(store, lists, tmp_path):
+    export(store, tmp_path / "VAD", layout="fed-wsvad", **lists)
+    torch.manual_seed(0)
+    detector = Detector(8)
+    optimizer = torch.optim.Adam(detector.parameters(), lr=0.01)
+    train = torch.utils.data.DataLoader(PublishedDataset(tmp_path / "VAD", "shanghaitech", train=True), batch_size=1)
+    losses = []
+    for _ in range(20):
+        for anomalous, normal in train:
+            loss = torch.relu(1 - detector(anomalous).max() + detector(normal).max())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    test = PublishedDataset(tmp_path / "VAD", "shanghaitech", train=False)
+    scores, labels = evaluate(detector, test, tmp_path / "VAD" / "shanghaitech" / "GT")
+    assert len(scores) == len(labels) == 16 * (2 + 4) and labels.sum() == 20
+
+
+def test_fed_wsvad_without_labels_or_lists(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"a": 64, "b": 32})
+    exported = export(store, tmp_path / "VAD", layout="fed-wsvad", dataset="UBnormal")
+    folder = "UBnormal/features_video/i3d/combine"
+    assert sorted(tree(tmp_path / "VAD")) == [f"{folder}/{name}/feature.npy" for name in "ab"]
+    assert any("GT was not written" in note for note in exported.notes)
+
+
+def test_fed_wsvad_has_no_folders_within_a_data_set(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"train/a": 64, "test/a": 32})
+    with pytest.raises(ExportError, match="test/a and train/a would both be a"):
+        export(store, tmp_path / "VAD", layout="fed-wsvad")
+    assert not (tmp_path / "VAD").exists()
+
+
+@pytest.mark.parametrize("recipe", [Recipe(clip_stride=8), Recipe(frame_step=2), Recipe(tail="pad")], ids=str)
+def test_ground_truth_has_sixteen_labels_a_clip_whatever_the_recipe(recipe, tmp_path):
+    store = labelled_store(tmp_path / "out.h5", recipe)
+    export(store, tmp_path / "VAD", layout="fed-wsvad")
+    export(store, tmp_path / "rtfm", layout="rtfm", stats=["mean"])
+    frames = pickle.loads((tmp_path / "VAD/shanghaitech/GT/frame_label.pickle").read_bytes())
+    flat, lines = np.load(tmp_path / "rtfm/gt.npy"), (tmp_path / "rtfm/test.list").read_text().split()
+    assert len(lines) == 4
+    start = 0
+    with FeatureStore(store) as reader:
+        for line in lines:
+            name = Path(line).name.removesuffix("_i3d.npy")
+            video = next(reader[stored] for stored in reader if stored.endswith(f"/{name}"))
+            clips = len(np.load(line))
+            assert clips == (video.clips if video.aligned_clips is None else video.aligned_clips)
+            labels = np.zeros(1000, int) if video.aligned_clips is None else video.labels.frame
+            seen = [clip * recipe.clip_stride + k * recipe.frame_step for clip in range(clips) for k in range(16)]
+            expected = [labels[min(frame, video.frames - 1, len(labels) - 1)] for frame in seen]
+            assert flat[start : start + 16 * clips].tolist() == expected
+            assert frames[name][: 16 * clips].tolist() == expected
+            start += 16 * clips
+    assert start == len(flat)
+
+
+def test_npy_is_read_by_actionformer(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"video_validation_0000051": 64, "sub/video_test_0000004": 40},
+                        Recipe.named("thumos14"))
+    export(store, tmp_path / "features", layout="npy")
+    for name, clips in (("video_validation_0000051", 13), ("sub/video_test_0000004", 7)):
+        loaded = np.load(os.path.join(tmp_path / "features", "" + name + ".npy")).astype(np.float32)
+        assert loaded.shape == (clips, 8) and np.array_equal(loaded, features(store, name, clips))
+
+
+def test_statistics_are_selected_and_joined(store, tmp_path):
+    whole = features(store, "training/01_001", 6)
+    for stats, flatten, expected in (
+        (["mean"], False, whole[:, 0]), (["max", "mean"], False, whole[:, [2, 0]]),
+        (None, True, whole.reshape(6, 24)), (["std"], True, whole[:, 1]),
+        (["max", "std"], True, whole[:, [2, 1]].reshape(6, 16)),
+    ):
+        export(store, tmp_path / "npy", layout="npy", stats=stats, flatten=flatten, overwrite=True)
+        assert np.array_equal(np.load(tmp_path / "npy/training/01_001.npy"), expected), (stats, flatten)
+    with pytest.raises(ExportError, match="no statistic fc_norm; it has mean, std, max"):
+        export(store, tmp_path / "other", layout="npy", stats=["fc_norm"])
+
+
+def test_rtfm_is_read_by_the_published_rules(tmp_path, lists):
+    store = labelled_store(tmp_path / "out.h5", Recipe.named("wsvad-10crop"))
+    exported = export(store, tmp_path / "rtfm", layout="rtfm", stats=["mean"], **lists)
+    train, test = ((tmp_path / f"rtfm/{split}.list").read_text().splitlines(keepends=True) for split in ("train", "test"))
+    assert [Path(line.strip()).name for line in train] == ["01_0014_i3d.npy", "01_001_i3d.npy"], "anomalous first"
+    assert any("1 anomalous videos first, then 1 normal" in note for note in exported.notes)
+    loaded = np.array(np.load(train[0].strip("\n"), allow_pickle=True), dtype=np.float32)
+    assert loaded.transpose(1, 0, 2).shape == (10, 5, 8)
+    assert np.array_equal(loaded, features(store, "testing/01_0014", 5)[:, :, 0])
+    predictions = np.repeat(np.concatenate([np.arange(len(np.load(line.strip("\n")))) for line in test]), 16)
+    truth = np.load(tmp_path / "rtfm/gt.npy")
+    assert len(predictions) == len(truth) and truth.tolist() == [1.0] * 20 + [0.0] * (12 + 64)
+
+
+def test_one_crop_files_have_the_centre_first(tmp_path, lists):
+    store = labelled_store(tmp_path / "out.h5", Recipe.named("xd-5crop"))
+    export(store, tmp_path / "xd", layout="xd", flatten=True, **lists)
+    lines = (tmp_path / "xd/test.list").read_text().split()
+    assert [Path(line).name for line in lines[:6]] == [*(f"01_0015__{crop}.npy" for crop in range(5)), "02_0128__0.npy"]
+    stored = features(store, "testing/01_0015", 2).reshape(2, 5, 24)
+    for number, crop in enumerate([4, 0, 1, 2, 3]):
+        assert np.array_equal(np.load(lines[number]), stored[:, crop])
+    assert len(np.load(tmp_path / "xd/gt.npy")) == 16 * 6
+
+
+def test_ten_crops_are_ten_files_as_ur_dmu_lists_them(tmp_path):
+    store = labelled_store(tmp_path / "out.h5", Recipe.named("wsvad-10crop"))
+    export(store, tmp_path / "xd", layout="xd", stats=["mean"])
+    assert len(list((tmp_path / "xd/features").rglob("01_0015__*.npy"))) == 10
+
+
+@pytest.mark.parametrize("layout", ["rtfm", "xd"])
+def test_one_feature_a_clip_must_be_chosen(store, tmp_path, layout):
+    with pytest.raises(ExportError, match="choose with --stats mean"):
+        export(store, tmp_path / "out", layout=layout)
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_videos_need_frame_labels(store, tmp_path):
+    listed = tmp_path / "list.txt"
+    align(store, tmp_path / "frame.pickle")
+    listed.write_text("01_0015\n02_0128\n")
+    with pytest.raises(ExportError, match="1 of the test videos have no frame labels, 'testing/02_0128' first"):
+        export(store, tmp_path / "out", layout="rtfm", flatten=True, test_list=listed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_videos_without_a_label_are_left_out(tmp_path):
+    """Their loaders would take them for normal, or fail on them."""
+    store = write_store(tmp_path / "out.h5", {"a": 32, "b": 32, "c": 32})
+    (tmp_path / "gt.json").write_text(json.dumps({"a": [0, 1] * 16, "b": [0] * 32}))
+    (tmp_path / "train.txt").write_text("c\nb\na\n")
+    align(store, tmp_path / "gt.json")
+    for layout, file, expected in (("rtfm", "train.list", ["a_i3d.npy", "b_i3d.npy"]),
+                                   ("fed-wsvad", "shanghaitech/train_split.txt", ["b", "a"])):
+        exported = export(store, tmp_path / layout, layout=layout, stats=["mean"], train_list=tmp_path / "train.txt")
+        assert [Path(line).name for line in (tmp_path / layout / file).read_text().split()] == expected
+        assert any("1 videos without a label left out, c first" in note for note in exported.notes)
+
+
+def test_lists_say_what_they_name_in_vain(store, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("01_0015\n99_9999\n")
+    exported = export(store, tmp_path / "out", layout="fed-wsvad", test_list=listed)
+    assert any("1 of 2 names are not in the store, '99_9999' first" in note for note in exported.notes)
+    listed.write_text("99_9999\n")
+    with pytest.raises(ExportError, match="none of its names"):
+        export(store, tmp_path / "out", layout="fed-wsvad", test_list=listed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_safetensors_are_read_in_slices(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr("streamfeat.export.shards.SHARD_BYTES", 600)
+    store = labelled_store(tmp_path / "out.h5", dtype=dtype)
+    export(store, tmp_path / "shards", layout="safetensors")
+    index = json.loads((tmp_path / "shards/index.json").read_text())
+    assert index["recipe"]["name"] == "wsvad" and len({video["file"] for video in index["videos"].values()}) > 1
+    with FeatureStore(store) as reader:
+        for name, video in index["videos"].items():
+            with safe_open(tmp_path / "shards" / video["file"], "pt") as file:
+                expected = reader[name].features[: video["clips"]]
+                assert np.array_equal(file.get_tensor(f"features/{name}").numpy(), expected)
+                assert np.array_equal(file.get_slice(f"features/{name}")[1:2].numpy(), expected[1:2])
+                if reader[name].aligned_clips is not None:
+                    assert np.array_equal(file.get_tensor(f"labels/{name}").numpy(), reader[name].labels.clip)
+        assert index["videos"]["testing/01_0014"]["video_label"] == 1
+
+
+def test_existing_files_are_kept_unless_told(store, tmp_path):
+    export(store, tmp_path / "npy", layout="npy")
+    path = tmp_path / "npy/training/01_001.npy"
+    path.write_bytes(b"mine")
+    exported = export(store, tmp_path / "npy", layout="npy")
+    assert (exported.written, exported.kept) == (0, 4) and path.read_bytes() == b"mine"
+    assert export(store, tmp_path / "npy", layout="npy", overwrite=True).written == 4
+    assert np.load(path).shape == (6, 3, 8)
+
+
+@pytest.mark.parametrize("name", [
+    "", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "C:/x", "c:x", "a\\..\\b", "a\x00b", "a\nb", "NUL",
+    "com1.npy", "a/aux.txt", "a.", "a ", "x" * 256,
+])
+def test_names_that_lead_elsewhere_are_refused(name, tmp_path):
+    with pytest.raises(UnsafeName):
+        check_name(name)
+    with pytest.raises(UnsafeName):
+        path_inside(tmp_path, name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [
+    "01_0014", "a/b.c/d", "Bad.Boys.1995__#01-11-55_label_B2-0-0", "v=x", "ä", "12:30", "console",
+])
+def test_names_of_real_videos_are_not(name):
+    assert "/".join(check_name(name)) == name
+
+
+@pytest.mark.parametrize("layout", ["npy", "fed-wsvad", "rtfm", "safetensors"])
+def test_nothing_is_written_outside_through_a_link(store, tmp_path, layout):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    destination = tmp_path / "dest"
+    destination.mkdir()
+    for name in ("training", "testing", "shanghaitech", "features"):
+        (destination / name).symlink_to(outside, target_is_directory=True)
+    (destination / "index.json").symlink_to(outside / "index.json")
+    try:
+        export(store, destination, layout=layout, stats=["mean"])
+    except UnsafeName as error:
+        assert "leads out of" in str(error)
+    assert not list(outside.iterdir())
+
+
+def test_a_store_with_a_hostile_name(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"fine": 32, "a/C:x": 32})
+    with pytest.raises(UnsafeName, match="names a drive"):
+        export(store, tmp_path / "npy", layout="npy")
+    assert not (tmp_path / "npy").exists()
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    def chunks():
+        yield b"half"
+        raise OSError("disk full")
+
+    (tmp_path / "old").write_bytes(b"old")
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="disk full"):
+            write_whole(tmp_path / name, chunks())
+    assert [path.name for path in tmp_path.iterdir()] == ["old"] and (tmp_path / "old").read_bytes() == b"old"
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
+    """A video of 160 MB, in a process that may take 100 MB more than it has when it starts."""
+    long = write_store(tmp_path / "long.h5", {"a": 16 * 5000}, channels=2667)
+    script = (
+        "import resource, sys\n"
+        "from streamfeat.export import export\n"
+        "from pathlib import Path\n"
+        "now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + (100 << 20), resource.RLIM_INFINITY))\n"
+        "for layout in ('npy', 'safetensors'):\n"
+        "    export(sys.argv[1], sys.argv[2], layout=layout)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(long), str(tmp_path / "out")], check=True)
+    assert (tmp_path / "out/a.npy").stat().st_size > 160_000_000
+
+
+def test_the_command(store, lists, tmp_path):
+    arguments = ["export", str(store), str(tmp_path / "VAD"), "--layout", "fed-wsvad", "--train-list",
+                 str(lists["train_list"])]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "4 videos, 17 clips of (3, 8): 7 files written\n" in result.output
+    assert "left out: short: no clip to train on" in result.output
+    result = CliRunner().invoke(main, arguments)
+    assert "0 files written, 7 kept (--overwrite replaces them)" in result.output
+    result = CliRunner().invoke(main, [*arguments, "--stats", "median"])
+    assert result.exit_code == 2 and "no statistic median" in result.output
+    result = CliRunner().invoke(main, [*arguments, "--json", "--overwrite"])
+    assert json.loads(result.output)["written"] == 7
