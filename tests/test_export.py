@@ -164,7 +164,8 @@ def test_statistics_are_selected_and_joined(store, tmp_path):
 def test_rtfm_is_read_by_the_published_rules(tmp_path, lists):
     store = labelled_store(tmp_path / "out.h5", Recipe.named("wsvad-10crop"))
     exported = export(store, tmp_path / "rtfm", layout="rtfm", stats=["mean"], **lists)
-    train, test = ((tmp_path / f"rtfm/{split}.list").read_text().splitlines(keepends=True) for split in ("train", "test"))
+    lists_made = [(tmp_path / f"rtfm/{split}.list").read_text() for split in ("train", "test")]
+    train, test = (text.splitlines(keepends=True) for text in lists_made)
     assert [Path(line.strip()).name for line in train] == ["01_0014_i3d.npy", "01_001_i3d.npy"], "anomalous first"
     assert any("1 anomalous videos first, then 1 normal" in note for note in exported.notes)
     loaded = np.array(np.load(train[0].strip("\n"), allow_pickle=True), dtype=np.float32)
