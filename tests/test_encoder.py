@@ -37,7 +37,7 @@ def plain_tokens():
 
 
 @pytest.mark.parametrize("precision, cosine, difference", [
-    ("fp32", 0.9999999, 1e-4), ("bf16", 0.9995, 0.5), ("fp16", 0.99999, 0.05)])
+    ("fp32", 0.9999999, 1e-4), ("bf16", 0.9995, 0.5), ("fp16", 0.99999, 0.2)])
 def test_statistics_are_those_of_the_plain_implementation(precision, cosine, difference, stand_in, plain_tokens):
     tokens, state = plain_tokens
     stats = ("max", "mean", "fc_norm", "std")

@@ -1,20 +1,211 @@
-"""What makes the encoder fast on CPUs, and nothing that decides its numbers."""
+"""What makes the encoder fast on CPUs, and nothing that decides its numbers.
+
+Whole clips go to threads of their own, each with its share of the cores: no core then waits for the others at the end
+of each product, of which a clip has dozens. And a clip goes through the blocks in buffers that are kept: memory fresh
+from the system costs a page fault every 4 KiB, which together can take as long as the product that fills it.
+"""
 
 from __future__ import annotations
 
+import functools
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from streamfeat.model.vit import VideoTransformer
+from streamfeat.model.vit import Block, VideoTransformer
 
-BATCH_SIZE = 2
+#: clips at once; on machines with more cores than this a clip gets several
+_MOST_WORKERS = 16
 
 
+@functools.cache
 def gains_by_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether matrix products are faster in bf16 than in fp32 on this machine.
+
+    Instructions for bf16 are not enough: Sapphire Rapids without its matrix tiles (AMX), as many virtual machines have
+    it, does half as many operations a second in bf16 as in fp32. So both are timed, for a few milliseconds.
+    """
+    if not _has("_is_mkldnn_bf16_supported"):
+        return False
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            F.linear(left, right)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+
+
+def _has(feature: str) -> bool:
+    """What torch's private feature test says; False where this build of torch does not have it."""
+    try:
+        return bool(getattr(torch.ops.mkldnn, feature)())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+class Workers:
+    """Threads that each take one clip of a batch at a time."""
+
+    def __init__(self) -> None:
+        cores = torch.get_num_threads()
+        self.count = min(cores, _MOST_WORKERS)
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="streamfeat-encode")
+        ready = threading.Barrier(self.count)
+
+        def take_share() -> None:
+            torch.get_num_threads()  # initialises this thread; otherwise its first operation undoes the next line
+            torch.set_num_threads(cores // self.count)
+            ready.wait()
+
+        for started in [self._pool.submit(take_share) for _ in range(self.count)]:
+            started.result()
+        torch.set_num_threads(cores)
+
+    def spread(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """``forward``, clip by clip: as many at once as there are workers, those left over on all cores together."""
+
+        def spread_forward(clips: Tensor) -> Tensor:
+            single = clips.split(1)
+            shared = len(single) - len(single) % self.count if self.count > 1 else 0
+            rows = list(self._pool.map(forward, single[:shared]))
+            rows += [forward(clip) for clip in single[shared:]]
+            return torch.cat(rows)
+
+        return spread_forward
 
 
 def optimise(model: VideoTransformer) -> Callable[[Tensor], Tensor]:
-    return model.forward_features
+    """``model.forward_features`` for single clips, faster; takes over the model. Safe to call from several threads."""
+    dtype = model.patch_embed.proj.weight.dtype
+    linear = _Blas if dtype == torch.float32 else _Packed
+    if linear is _Packed and not _packing_works(dtype):
+        return model.forward_features
+    return _Features(model, linear)
+
+
+class _Features:
+    def __init__(self, model: VideoTransformer, linear: type[_Blas] | type[_Packed]) -> None:
+        self._embed = model.patch_embed
+        self._positions = model.positions
+        self._size = model.size
+        self._blocks = [_Block(block, linear) for block in model.blocks]
+        self._local = threading.local()
+
+    def __call__(self, clip: Tensor) -> Tensor:
+        with torch.inference_mode():
+            buffers = self._buffers()
+            x = self._embed(clip).add_(self._positions)[0]
+            for block in self._blocks:
+                x = block(x, buffers)
+            return x[None]
+
+    def _buffers(self) -> _Buffers:
+        """This thread's own."""
+        if not hasattr(self._local, "buffers"):
+            tokens, channels = self._positions.shape
+            self._local.buffers = _Buffers(tokens, channels, self._size.hidden, self._size.heads, self._positions.dtype)
+        return self._local.buffers
+
+
+class _Buffers:
+    def __init__(self, tokens: int, channels: int, hidden: int, heads: int, dtype: torch.dtype) -> None:
+        self.qkv = torch.empty(tokens, 3 * channels, dtype=dtype)
+        self.hidden = torch.empty(tokens, hidden, dtype=dtype)
+        # Attention in fp32 is faster than in half precision, but for processors with matrix tiles.
+        attention_dtype = dtype if dtype == torch.bfloat16 and _has_tiles() else torch.float32
+        self.heads = torch.empty(3, heads, tokens, channels // heads, dtype=attention_dtype)
+
+
+def _has_tiles() -> bool:
+    try:
+        return bool(torch.cpu._is_amx_tile_supported())
+    except AttributeError:
+        return False
+
+
+class _Block:
+    """One block of the transformer on one clip, ``(tokens, channels)``."""
+
+    def __init__(self, block: Block, linear: type[_Blas] | type[_Packed]) -> None:
+        self._norm1, self._norm2 = block.norm1, block.norm2
+        self._qkv, self._proj = linear(block.attn.qkv), linear(block.attn.proj)
+        self._fc1, self._fc2 = linear(block.mlp.fc1), linear(block.mlp.fc2)
+
+    def __call__(self, x: Tensor, buffers: _Buffers) -> Tensor:
+        qkv = self._qkv.apply(self._norm1(x), buffers.qkv)
+        x = self._proj.add_to(x, self._attend(qkv, buffers.heads))
+        hidden = self._fc1.apply_gelu(self._norm2(x), buffers.hidden)
+        return self._fc2.add_to(x, hidden)
+
+    @staticmethod
+    def _attend(qkv: Tensor, heads: Tensor) -> Tensor:
+        # Fused attention reads each head many times: tokens side by side beat a copy.
+        _, count, tokens, channels = heads.shape
+        heads.copy_(qkv.view(tokens, 3, count, channels).permute(1, 2, 0, 3))
+        mixed = F.scaled_dot_product_attention(*heads[:, None].unbind(0))
+        return mixed[0].transpose(0, 1).reshape(tokens, count * channels).to(qkv.dtype)
+
+
+class _Blas:
+    """A linear layer through torch's public operations, into memory that is there already."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._weight, self._bias = layer.weight.t(), layer.bias
+
+    def apply(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.addmm(self._bias, x, self._weight, out=out)
+
+    def apply_gelu(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_(self.apply(x, out))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual.add_(self._bias).addmm_(x, self._weight)
+
+
+class _Packed:
+    """A linear layer through oneDNN, with its weight in oneDNN's own layout and GELU or addition in the same pass.
+
+    These are the operations that torch.compile emits for CPUs, called directly: no compiler is needed.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
+        self._bias = layer.bias
+        layer.weight = None  # frees the unpacked weight
+
+    def apply(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+    def apply_gelu(self, x: Tensor, out: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "gelu", [], "none")
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+
+
+@functools.cache
+def _packing_works(dtype: torch.dtype) -> bool:
+    """Whether this torch has the private operations of ``_Packed``, and they give what they should."""
+    if not _has({torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]):
+        return False
+    with torch.inference_mode():
+        layer = nn.Linear(32, 32, dtype=dtype)
+        x = torch.linspace(-2, 2, 64 * 32).view(64, 32).to(dtype)
+        plain = layer(x)
+        try:
+            packed = _Packed(layer)
+            found = packed.apply(x, x), packed.apply_gelu(x, x), packed.add_to(x, x)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        wanted = plain, F.gelu(plain), plain + x
+        return all(torch.allclose(f, w, rtol=0.05, atol=0.05) for f, w in zip(found, wanted, strict=True))

@@ -104,6 +104,7 @@ class Encoder:
         self.clip_shape = (3, clip_frames, image_size, image_size)
         # Memory-mapped from the file, so keeping them for a rerun in fp32 takes no memory of its own.
         self._weights = weights
+        self._workers = cpu.Workers() if device.type == "cpu" else None
         self._forward = self._build(self.input_dtype)
         self._forward_exact: Callable[[Tensor], Tensor] | None = None
         self.exact_reruns = 0
@@ -161,7 +162,7 @@ class Encoder:
             with torch.inference_mode():
                 return pool(features(clips), self.statistics, *norm).view(-1, *self.row_shape)
 
-        return forward
+        return forward if self._workers is None else self._workers.spread(forward)
 
     def _build_features(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         with torch.device("meta"):
@@ -175,8 +176,8 @@ class Encoder:
         return model.forward_features
 
     def _choose_batch_size(self) -> int:
-        if self.device.type == "cpu":
-            return cpu.BATCH_SIZE
+        if self._workers is not None:
+            return self._workers.count
         tokens = math.prod(self.size.grid(*self.clip_shape[1:3]))
         # The widest moment of a block: residual, normed input, MLP before and after GELU.
         clip_bytes = tokens * 2 * (self.size.channels + self.size.hidden) * self.input_dtype.itemsize
