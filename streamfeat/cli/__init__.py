@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "Features in the layouts that detectors read.",
     "labels": "Ground truth of any form into the published pickle.",
     "info": "What is inside a store, at a glance.",
+    "verify": "Is a store what it says it is?",
     "recipes": "The presets that decide the numbers.",
 }
 

@@ -1,0 +1,47 @@
+"""``streamfeat verify``"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from streamfeat.cli.errors import FAILED, one_line
+
+
+@click.command("verify")
+@click.argument("store", metavar="STORE.h5", type=click.Path())
+@click.option("--against", multiple=True, metavar="INPUT", type=click.Path(),
+              help="Extract a random sample of these videos anew, and compare. May be given several times.")
+@click.option("--sample", type=click.IntRange(1), default=3, show_default=True, help="Videos to extract anew.")
+@click.option("--weights", metavar="FILE|ID", help="Where the weights are now, if not where they were.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def command(store: str, against: tuple[str, ...], sample: int, weights: str | None, device: str, as_json: bool,
+            debug: bool) -> None:
+    """Check every checksum, value, clip count and label of STORE.h5, and look for what belongs to no video.
+
+    \b
+    streamfeat verify out.h5
+    streamfeat verify out.h5 --against videos/ --sample 10
+
+    Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
+    """
+    from streamfeat.store import StoreError
+    from streamfeat.verify import VerifyError, verify
+
+    with one_line(StoreError, VerifyError, debug=debug):
+        result = verify(store, against, sample=sample, weights=weights, device=device)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        for name, problem in result.problems:
+            click.echo(f"{name}: {problem}")
+        for video in result.compared:
+            click.echo(f"{video.video}: {video.clips} clips extracted anew: cosine at least "
+                       f"{video.smallest_cosine:.6f}, largest difference {video.largest_difference:.2g}")
+        click.echo(f"{store}: {result.videos} videos, {result.clips} clips: "
+                   + (f"{len(result.problems)} problems" if result.problems else "nothing wrong"))
+    if result.problems:
+        raise SystemExit(FAILED)
