@@ -13,6 +13,7 @@ COMMANDS = {
     "extract": "Videos in, one HDF5 store of features out.",
     "align": "Ground truth into a store, and how it fits.",
     "export": "Features in the layouts that detectors read.",
+    "frames": "Frames as JPEG files, one folder a video.",
     "labels": "Ground truth of any form into the published pickle.",
     "info": "What is inside a store, at a glance.",
     "verify": "Is a store what it says it is?",

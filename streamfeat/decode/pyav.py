@@ -56,9 +56,9 @@ class PyAVStream:
 
     def __init__(self, video: Video, recipe: Recipe, device: torch.device, threads: int) -> None:
         self._device = device
-        self._file = _File(video.path, threads)
+        self._file = Pictures(video.path, threads)
         try:
-            self._pictures = self._all_pictures(video, threads)
+            self._pictures = iter(self._file)
             first = next(self._pictures, None)
             if first is None:
                 raise DecodeError(self._nothing())
@@ -80,7 +80,58 @@ class PyAVStream:
     def close(self) -> None:
         self._file.close()
 
-    def _all_pictures(self, video: Video, threads: int) -> Iterator[np.ndarray]:
+    def _nothing(self) -> str:
+        if self._file.damaged:
+            return f"no frame could be decoded, all {self._file.damaged} packets are damaged"
+        return "it holds no frame"
+
+
+def read_header(path: os.PathLike[str]) -> tuple[int, int, int]:
+    """Number of frames, width and height as the container has them: a hint, only decoding counts. 0: unknown.
+
+    Raises DecodeError.
+    """
+    container = _open(path)
+    try:
+        stream = _video_stream(container)
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / av.time_base
+        rate = stream.average_rate or stream.guessed_rate or 0
+        return stream.frames or round(seconds * rate), stream.width or 0, stream.height or 0
+    finally:
+        container.close()
+
+
+class Pictures:
+    """The frames of a video file as displayed, in order, to be iterated over once: uint8 BGR ``(h, w, 3)``.
+
+    Raises DecodeError, at once when the file cannot be opened.
+    """
+
+    def __init__(self, path: os.PathLike[str], threads: int) -> None:
+        self._path, self._threads = path, threads
+        self._file = _File(path, threads)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, 0.0 if unknown."""
+        return self._file.fps
+
+    @property
+    def codec(self) -> str:
+        return self._file.codec
+
+    @property
+    def damaged(self) -> int:
+        """Packets so far that the decoder refused or had to repair."""
+        return self._file.damaged
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
         given = 0
         for picture in self._file.pictures():
             given += 1
@@ -88,15 +139,10 @@ class PyAVStream:
         # An error while several threads hand over their last frames takes the frames behind it along. That
         # there are too few is all that shows; one thread alone then knows how many there are.
         file = self._file
-        if threads > 1 and file.codec not in _WITH_HIDDEN_FRAMES and given + file.refused < file.packets:
+        if self._threads > 1 and file.codec not in _WITH_HIDDEN_FRAMES and given + file.refused < file.packets:
             file.close()
-            self._file = _File(video.path, 1)
+            self._file = _File(self._path, 1)
             yield from itertools.islice(self._file.pictures(), given, None)
-
-    def _nothing(self) -> str:
-        if self._file.damaged:
-            return f"no frame could be decoded, all {self._file.damaged} packets are damaged"
-        return "it holds no frame"
 
 
 class _File:

@@ -1,0 +1,70 @@
+"""``streamfeat frames``"""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import click
+
+from streamfeat.cli.errors import FAILED, one_line
+
+
+@click.command("frames")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("destination", metavar="DEST", type=click.Path())
+@click.option("--layout", type=click.Choice(["fed-wsvad"]),
+              help="What the published script writes: numbers from 1, red and blue exchanged, quality 95.")
+@click.option("--first-index", type=click.Choice(["0", "1"]), help="Number of the first frame.  [default: 0]")
+@click.option("--digits", type=click.IntRange(1, 12), help="Digits of a number; UCF-Crime has 6.  [default: 5]")
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEG.  [default: 95]")
+@click.option("--root", type=click.Path(), help="Where the names in an @list.txt are looked up.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def command(inputs: tuple[str, ...], destination: str, layout: str | None, first_index: str | None, digits: int | None,
+            quality: int | None, root: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Write the frames of all videos of INPUT... as DEST/<video>/img_00000.jpg and on.
+
+    A folder appears when it is complete, and one that is there is kept: the same command again does the rest.
+    Nothing is written when the disk cannot hold it. Features do not need this: streamfeat extract reads videos.
+
+    \b
+    streamfeat frames videos/ Rgb_Fig/
+    streamfeat frames --layout fed-wsvad videos/ Rgb_Fig/
+
+    Exit codes: 0 all done, 1 some videos failed, 2 wrong usage (nothing written), 130 and 143 interrupted.
+    """
+    import dataclasses
+
+    from streamfeat.cli.interrupt import run_interruptibly
+    from streamfeat.files import UnsafeName
+    from streamfeat.frames import FED_WSVAD, FrameLayout, FramesError, dump_frames
+    from streamfeat.videos import InputError
+
+    given = {"first_index": None if first_index is None else int(first_index), "digits": digits, "quality": quality}
+    chosen = dataclasses.replace(FED_WSVAD if layout else FrameLayout(),
+                                 **{field: value for field, value in given.items() if value is not None})
+
+    def say(text: object) -> None:
+        if not quiet:
+            click.echo(str(text), err=True)
+
+    with one_line(InputError, FramesError, UnsafeName, debug=debug), one_line(OSError, code=FAILED, debug=debug):
+        dumped, signal_number = run_interruptibly(lambda stop: dump_frames(
+            inputs, destination, layout=chosen, root=root, stop=stop, on_estimate=say,
+            on_video=lambda name, frames: say(f"{name}: {frames} frames")))
+    for name, packets in dumped.damaged.items():
+        say(f"damaged: {name}: {packets} bad packets")
+    for name, reason in dumped.failures.items():
+        click.echo(f"failed: {name}: {reason}", err=True)
+    say(f"{destination}: {len(dumped.frames)} folders made, {len(dumped.kept)} were there already")
+    if chosen.swapped:
+        say("red and blue are exchanged in these files: extract them with --recipe wsvad for what --recipe fed-wsvad "
+            "gives on the videos, the published features")
+    if as_json:
+        click.echo(json.dumps(dumped.to_dict(), indent=2))
+    if signal_number is not None and dumped.stopped:
+        say("stopped; the same command goes on where this one ended")
+        raise SystemExit(130 if signal_number == signal.SIGINT else 143)
+    raise SystemExit(FAILED if dumped.failures else 0)
