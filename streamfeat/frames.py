@@ -150,10 +150,11 @@ def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.
             on_estimate(estimate)
         if not estimate.fits:
             raise FramesError(f"the disk of {destination} cannot hold the frames: {estimate}")
-        stop = stop or threading.Event()
+        over = threading.Event()
         with _locked(destination), ThreadPoolExecutor(_LANES, "decode") as lanes:
             def dump(video: Video) -> tuple[int, int]:
-                return _dump(video, path_inside(destination, folders[video.name]), layout, encoders, stop)
+                folder = path_inside(destination, folders[video.name])
+                return _dump(video, folder, layout, encoders, lambda: over.is_set() or (stop and stop.is_set()))
 
             running = {video.name: lanes.submit(dump, video) for video in todo}
             try:
@@ -162,7 +163,7 @@ def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.
             except _Stopped:
                 dumped.stopped = True
             finally:
-                stop.set()  # an error here ends the lanes too
+                over.set()  # an error here ends the lanes too
     return dumped
 
 
@@ -207,9 +208,9 @@ def _locked(destination: Path) -> Iterator[None]:
 
 
 def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolExecutor,
-          stop: threading.Event) -> tuple[int, int]:
+          is_over: Callable[[], bool | None]) -> tuple[int, int]:
     """Write a folder; returns its frames and the packets that could not be decoded."""
-    if stop.is_set():
+    if is_over():
         raise _Stopped
     part = folder.with_name(f".{folder.name}.part")
     if part.exists():
@@ -223,7 +224,7 @@ def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolE
                 waiting.append(encoders.submit(_write, part / layout.file_name(frames - 1), picture, layout))
                 if len(waiting) > _AHEAD:
                     waiting.popleft().result()
-                if stop.is_set():
+                if is_over():
                     raise _Stopped
             while waiting:
                 waiting.popleft().result()

@@ -102,6 +102,7 @@ def extract(
     lanes: int | None = None,
     overwrite: bool = False,
     strict: bool = False,
+    dump_frames: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
     stop: threading.Event | None = None,
 ) -> Summary:
@@ -125,6 +126,7 @@ def extract(
         lanes: videos decoded side by side; None: what suits the machine.
         overwrite: start anew where ``output`` exists.
         strict: a damaged video is a failure.
+        dump_frames: folder for the frames as JPEG files, written first, as :func:`streamfeat.frames.dump_frames`.
         reporter: is told how the run goes.
         stop: set it from another thread to end the run early, with all complete videos stored.
 
@@ -156,6 +158,8 @@ def extract(
     )
     try:
         with store:
+            if dump_frames is not None:
+                _dump_frames(inputs, dump_frames, root, reporter, stop)
             todo, sizes = _to_do(videos, store, strict)
             summary.skipped = len(videos) - len(todo)
             _announce(reporter, encoder, decoders, summary)
@@ -168,6 +172,22 @@ def extract(
     finally:
         reporter.close()
     return summary
+
+
+def _dump_frames(
+    inputs: list[str | os.PathLike[str]], folder: str | os.PathLike[str], root: str | os.PathLike[str] | None,
+    reporter: Reporter, stop: threading.Event,
+) -> None:
+    """Write the frames as JPEG files. Videos that fail at it will fail again below, and are reported there."""
+    from streamfeat.files import UnsafeName
+    from streamfeat.frames import FramesError, dump_frames
+
+    try:
+        dump_frames(inputs, folder, root=root, stop=stop, on_estimate=lambda estimate: reporter.note(str(estimate)))
+    except (FramesError, UnsafeName) as error:
+        raise ExtractError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the same command goes on where this one ended") from error
 
 
 def _header(recipe: Recipe, encoder: Encoder, dtype: str) -> Header:
@@ -240,7 +260,7 @@ class _Run:
         self._reporter, self._stop, self._summary, self._sizes = reporter, stop, summary, sizes
         self._counters = Counters(videos_total=len(todo), bytes_total=sum(sizes.values()))
         self._jobs: dict[str, _Job] = {}
-        self._batcher = Batcher(encoder.batch_size)
+        self._batcher = Batcher(encoder.batch_size, recipe.image_size, recipe.crops)
         self._writer = WriterThread(store, on_committed=self._on_committed)
         self._lanes = Lanes(
             todo, decoders, recipe, encoder.device, dtype=encoder.input_dtype, lanes=decoders.lanes,
@@ -272,6 +292,7 @@ class _Run:
                 if name in self._jobs:
                     for batch in self._batcher.add((name, attempt), clip):
                         self._encode(batch)
+                self._lanes.give_back(clip)
             case Ended(attempt=attempt, info=info):
                 if name in self._jobs:
                     self._jobs[name].info, self._jobs[name].ended = info, True

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import streamfeat
+import streamfeat.pipeline
 from streamfeat import frames
 from streamfeat.cli import main
 from streamfeat.frames import FED_WSVAD, FrameLayout, FramesError, dump_frames
@@ -190,6 +191,25 @@ def test_damaged_and_broken_videos(tmp_path):
 def test_two_dumps_into_one_folder(videos, tmp_path):
     with frames._locked(tmp_path / "out"), pytest.raises(FramesError, match="another dump is writing"):
         dump_frames([videos], tmp_path / "out")
+
+
+def test_extract_dumps_frames_too(videos, tmp_path):
+    small = ["--model", "vit_tiny", "--weights", "random", "--clip-frames", "4", "--clip-stride", "4", "--image-size",
+             "32", "--upscale-below", "none"]
+    arguments = ["--dump-frames", str(tmp_path / "Rgb_Fig"), str(videos), str(tmp_path / "out.h5")]
+    result = CliRunner().invoke(main, ["extract", *small, *arguments])
+    assert result.exit_code == 0 and "about 65 frames of 2 videos" in result.stderr, result.stderr
+    assert len(list((tmp_path / "Rgb_Fig").rglob("img_*.jpg"))) == 65
+    with streamfeat.open(tmp_path / "out.h5") as store:
+        assert store["01_001"].clips == 10 and len(store) == 2
+
+
+def test_extract_refuses_a_disk_that_is_too_small(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames.shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+    with pytest.raises(streamfeat.pipeline.ExtractError, match="cannot hold the frames"):
+        streamfeat.extract([videos], tmp_path / "out.h5", model="vit_tiny", weights="random", device="cpu",
+                           dump_frames=tmp_path / "Rgb_Fig")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("names", "layout", "said"), [

@@ -62,6 +62,8 @@ class _Numbers(click.ParamType):
 @click.option("--root", type=click.Path(), help="Where the names in an @list.txt are looked up.")
 @click.option("--overwrite", is_flag=True, help="Start anew where OUTPUT.h5 exists.")
 @click.option("--strict", is_flag=True, help="A damaged video is a failure.")
+@click.option("--dump-frames", type=click.Path(), metavar="DIR",
+              help="Write the frames as JPEG files first, as streamfeat frames does.")
 @click.option("--clip-frames", type=int, help="Frames the model sees at once.")
 @click.option("--clip-stride", type=int, help="Frames from one clip to the next.")
 @click.option("--frame-step", type=int, help="Frames from one frame of a clip to the next.")
