@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -79,6 +80,43 @@ def save(path: str | os.PathLike[str], benchmark: str, results: Any) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": benchmark, "machine": machine(), "results": results}
     Path(path).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="about a minute, for a first look")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them there (.svg, .png; needs matplotlib)")
+    return parser
+
+
+def bars(path: str | os.PathLike[str], title: str, unit: str, groups: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Draw horizontal bars, one panel a group, ``{group: {label: value}}``; streamfeat's in colour."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "streamfeat"  # the same results draw the same file
+    groups = {name: {k: v for k, v in found.items() if v} for name, found in groups.items()}
+    heights = [max(1, len(found)) for found in groups.values()]
+    figure, axes = pyplot.subplots(
+        len(groups), 1, figsize=(8, 0.6 + 0.3 * sum(heights) + 0.5 * len(groups)), squeeze=False,
+        gridspec_kw={"height_ratios": heights}, layout="constrained",
+    )  # fmt: skip
+    figure.suptitle(f"{title}, {unit}", fontsize=11)
+    for axis, (name, found) in zip(axes[:, 0], groups.items(), strict=True):
+        labels = list(found)[::-1]
+        colours = ["#d1495b" if label.startswith("streamfeat") else "#9aa5b1" for label in labels]
+        drawn = axis.barh(labels, [found[label] for label in labels], color=colours)
+        axis.bar_label(drawn, labels=[f"{found[label]:.3g}" for label in labels], padding=3, fontsize=8)
+        axis.set_title(name, fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.margins(x=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
+    pyplot.close(figure)
 
 
 def lowest_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:

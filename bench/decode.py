@@ -8,7 +8,6 @@ video at a time with as many threads as the machine has cores, as each library d
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -189,10 +188,8 @@ def measure(path: Path, sides: dict[str, Callable[[Path], int]], rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments(__doc__)
     parser.add_argument("videos", nargs="*", type=Path, help="besides the made ones")
-    parser.add_argument("--quick", action="store_true", help="about a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     from bench.media import surveillance_video
 
@@ -217,6 +214,15 @@ def main() -> None:
                 print(f"  {result['video']}: {name} gave {given} frames instead of {result['frames']}")
     if options.json:
         common.save(options.json, "decode", results)
+    if options.chart:
+        chart(options.chart, results)
+
+
+def chart(path: Path, results: list[dict[str, Any]]) -> None:
+    common.bars(
+        path, "decode + resize to 224 x 224", "frames/s",
+        {result["video"]: {name: result.get(name) for name in SIDES} for result in results},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

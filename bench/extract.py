@@ -9,7 +9,6 @@ compared with those of the usual script in fp32 before its time counts.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import resource
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -310,15 +310,13 @@ def report(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments(__doc__)
     parser.add_argument("videos", nargs="*", type=Path, help="default: two made videos of 856 x 480")
     parser.add_argument("--model", default="vit_b")
-    parser.add_argument("--quick", action="store_true", help="about a minute: short videos, one round")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", action="append", help="sides whose name contains this (and the reference)")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=SUPPRESS)
+    parser.add_argument("--out", type=Path, help=SUPPRESS)
     options = parser.parse_args()
     if options.side:
         _child(options.side, options.weights, options.out, options.videos)
@@ -336,6 +334,16 @@ def main() -> None:
     print(report(results))
     if options.json:
         common.save(options.json, "extract", results)
+    if options.chart:
+        chart(options.chart, results)
+
+
+def chart(path: Path, results: list[dict[str, Any]]) -> None:
+    rows = sorted(results, key=lambda result: result["seconds"])
+    common.bars(
+        path, "whole runs, from video files to features on disk", "clips/s",
+        {"": {result["side"]: result["clips"] / result["seconds"] for result in rows}},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

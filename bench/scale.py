@@ -8,13 +8,13 @@ each run is a process of its own, whose peak memory is read at its end.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,8 @@ def run(case: dict[str, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    parser = common.arguments(__doc__)
+    parser.add_argument("--case", nargs=3, help=SUPPRESS)
     options = parser.parse_args()
     if options.case:
         _child(options.case[0], int(options.case[1]), int(options.case[2]))
@@ -80,6 +78,15 @@ def main() -> None:
         print(common.table(f"more {quantity}", [{c: row[c] for c in columns} for row in results[quantity]]) + "\n")
     if options.json:
         common.save(options.json, "scale", results)
+    if options.chart:
+        chart(options.chart, results)
+
+
+def chart(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
+    common.bars(
+        path, "streamfeat extract, vit_tiny", "frames/s",
+        {f"more {name}": {str(row[name]): row["frames/s"] for row in rows} for name, rows in results.items()},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import queue
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +19,39 @@ if TYPE_CHECKING:
 class Clip:
     #: index of the clip's first frame in its video
     start_frame: int
-    #: (crops, 3, frames, image_size, image_size): views that share one storage where they can
-    samples: tuple[torch.Tensor, ...]
+    #: (3, frames, H, W): whole frames, of which ``crop`` cuts what the model sees
+    frames: torch.Tensor
+
+
+class ClipBuffers:
+    """A fixed number of clips' memory that goes round between those who cut clips and those who use them.
+
+    This bounds what clips in flight can take. Memory that stays also keeps the process small: blocks of a clip's
+    size that one thread allocates and another frees leave the C allocator's heaps in holes, which on a long video
+    doubled the memory of the process.
+
+    Args:
+        count: clips in flight at most.
+        dtype: of the clips.
+        device: where they are.
+    """
+
+    def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(torch.empty(0, dtype=dtype, device=device))
+
+    def take(self, shape: tuple[int, ...], timeout: float | None = None) -> torch.Tensor:
+        """Uninitialised memory of ``shape``. Raises ``queue.Empty`` if none was given back within ``timeout``."""
+        memory, wanted = self._free.get(timeout=timeout), math.prod(shape)
+        if memory.numel() < wanted:
+            memory = torch.empty(wanted, dtype=memory.dtype, device=memory.device)
+        return memory[:wanted].view(shape)
+
+    def give_back(self, clip: torch.Tensor) -> None:
+        """``clip``, which ``take`` returned, is not used any more."""
+        whole = clip.new_empty(0).set_(clip.untyped_storage())
+        self._free.put(whole)
 
 
 class ClipWindow:
@@ -27,13 +60,13 @@ class ClipWindow:
     Holds the frames that a clip still needs and no more.
 
     Args:
-        recipe: decides length, stride and step of clips, what happens to the tail, and the crops.
-        dtype: what the clips are handed out in.
+        recipe: decides length, stride and step of clips, and what happens to the tail.
+        allocate: gives the memory for a clip of a shape; its dtype becomes the clip's.
     """
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+    def __init__(self, recipe: Recipe, allocate: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
         self._recipe = recipe
-        self._dtype = dtype
+        self._allocate = allocate
         self._held: deque[torch.Tensor] = deque()
         self._first_held = 0
         self._clips = 0
@@ -64,71 +97,86 @@ class ClipWindow:
     def _cut(self) -> Clip:
         start, recipe = self._next_start, self._recipe
         offset, last = start - self._first_held, len(self._held) - 1
-        wanted = (offset + k * recipe.frame_step for k in range(recipe.clip_frames))
-        stacked = torch.stack([self._held[min(index, last)] for index in wanted], dim=1)
+        channels, *size = self._held[0].shape
+        frames = self._allocate((channels, recipe.clip_frames, *size))
+        for index in range(recipe.clip_frames):
+            frames[:, index].copy_(self._held[min(offset + index * recipe.frame_step, last)])
         self._clips += 1
         while self._held and self._first_held < self._next_start:
             self._held.popleft()
             self._first_held += 1
-        return Clip(start, crop(stacked.to(self._dtype), recipe.image_size, recipe.crops))
+        return Clip(start, frames)
 
 
-def crop(clip: torch.Tensor, size: int, crops: int) -> tuple[torch.Tensor, ...]:
-    """The crops of a clip ``(3, T, H, W)``, each ``(3, T, size, size)``.
+def crop(clip: torch.Tensor, size: int, crops: int) -> Iterator[torch.Tensor]:
+    """The crops of a clip ``(3, T, H, W)``, each ``(3, T, size, size)``; views, where they are not mirrored.
 
     One crop is the centre. Five are top left, top right, bottom left, bottom right, centre; ten are those
     five and then the five of the mirrored clip: the order of torchvision's ``FiveCrop`` and ``TenCrop``.
     """
     height, width = clip.shape[-2:]
     # torchvision's center_crop rounds the offsets like this
-    top, left = round((height - size) / 2.0), round((width - size) / 2.0)
-    centre = (top, left)
-    corners = [(0, 0), (0, width - size), (height - size, 0), (height - size, width - size)]
-    corners = [centre] if crops == 1 else [*corners, centre]
-    whole = (clip,) if crops != 10 else (clip, clip.flip(-1))
-    return tuple(image[..., y : y + size, x : x + size] for image in whole for y, x in corners)
+    centre = round((height - size) / 2.0), round((width - size) / 2.0)
+    places = [(0, 0), (0, width - size), (height - size, 0), (height - size, width - size), centre]
+    for top, left in [centre] if crops == 1 else places:
+        yield clip[..., top : top + size, left : left + size]
+    if crops == 10:
+        for top, left in places:
+            right = width - left
+            yield clip[..., top : top + size, right - size : right].flip(-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Samples that go through the model together, and whose they are."""
 
-    samples: torch.Tensor  # (n, 3, T, H, W)
+    #: (n, 3, T, H, W); the batcher's own memory, to be used before anything more is added
+    samples: torch.Tensor
     #: owner and first frame of each sample
     keys: tuple[tuple[Hashable, int], ...]
 
 
 class Batcher:
-    """Collects samples of whatever video comes next into batches of one size.
+    """Copies samples of whatever video comes next into batches of one size.
 
     A key says which video a sample belongs to; ``forget`` drops what is pending of one.
+
+    Args:
+        batch_size: samples in a batch.
+        image_size: pixels, height and width of a sample.
+        crops: samples that a clip gives.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._pending: list[tuple[Hashable, int, torch.Tensor]] = []
+    def __init__(self, batch_size: int, image_size: int, crops: int) -> None:
+        self._batch_size, self._image_size, self._crops = batch_size, image_size, crops
+        self._samples: torch.Tensor | None = None
+        self._keys: list[tuple[Hashable, int]] = []
 
     def add(self, key: Hashable, clip: Clip) -> Iterator[Batch]:
-        """Take in a clip; yields each batch that it fills."""
-        for sample in clip.samples:
-            self._pending.append((key, clip.start_frame, sample))
-            if len(self._pending) == self._batch_size:
+        """Take in a clip, whose memory is free again when this ends; yields each batch that it fills."""
+        for sample in crop(clip.frames, self._image_size, self._crops):
+            if self._samples is None:
+                self._samples = sample.new_empty(self._batch_size, *sample.shape)
+            self._samples[len(self._keys)].copy_(sample)
+            self._keys.append((key, clip.start_frame))
+            if len(self._keys) == self._batch_size:
                 yield self._take()
 
     def rest(self) -> Iterator[Batch]:
         """The last, smaller batch, if anything is pending."""
-        if self._pending:
+        if self._keys:
             yield self._take()
 
     def pending(self, key: Hashable) -> bool:
-        return any(owner == key for owner, _, _ in self._pending)
+        return any(owner == key for owner, _ in self._keys)
 
     def forget(self, key: Hashable) -> None:
-        self._pending = [entry for entry in self._pending if entry[0] != key]
+        kept = [index for index, (owner, _) in enumerate(self._keys) if owner != key]
+        for place, index in enumerate(kept):
+            if place != index:
+                self._samples[place].copy_(self._samples[index])
+        self._keys = [self._keys[index] for index in kept]
 
     def _take(self) -> Batch:
-        taken, self._pending = self._pending, []
-        return Batch(
-            torch.stack([sample for _, _, sample in taken]),
-            tuple((key, start) for key, start, _ in taken),
-        )
+        keys, self._keys = tuple(self._keys), []
+        return Batch(self._samples[: len(keys)], keys)

@@ -1,10 +1,12 @@
+import queue
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from streamfeat.clips import Batcher, Clip, ClipWindow, crop
+from streamfeat.clips import Batcher, Clip, ClipBuffers, ClipWindow, crop
 from streamfeat.recipe import Recipe
 
 
@@ -14,10 +16,10 @@ def numbered(count: int, size: int = 14) -> torch.Tensor:
 
 
 def run(recipe: Recipe, chunks: list[torch.Tensor]) -> list[tuple[int, list[int]]]:
-    window = ClipWindow(recipe, torch.float32)
+    window = ClipWindow(recipe, torch.empty)
     clips = [clip for chunk in chunks for clip in window.push(chunk)]
     clips += window.finish()
-    return [(clip.start_frame, clip.samples[0][0, :, 0, 0].int().tolist()) for clip in clips]
+    return [(clip.start_frame, clip.frames[0, :, 0, 0].int().tolist()) for clip in clips]
 
 
 @settings(deadline=None, max_examples=200)
@@ -42,18 +44,32 @@ def test_clips_are_the_definition_however_frames_arrive(data):
 
 
 def test_the_window_holds_no_more_frames_than_a_clip_needs():
-    window = ClipWindow(Recipe(clip_stride=4, image_size=14), torch.float32)
+    window = ClipWindow(Recipe(clip_stride=4, image_size=14), torch.empty)
     for frame in numbered(200).split(1):
         list(window.push(frame))
         assert len(window._held) <= 16
     assert window.frames == 200
 
 
-def test_clips_come_in_the_dtype_asked_for():
-    window = ClipWindow(Recipe(image_size=14), torch.bfloat16)
-    (clip,) = window.push(numbered(16))
-    assert clip.samples[0].dtype == torch.bfloat16
-    assert clip.samples[0].shape == (3, 16, 14, 14)
+def test_clips_come_in_the_memory_that_is_given_for_them():
+    buffers = ClipBuffers(1, torch.bfloat16, torch.device("cpu"))
+    window = ClipWindow(Recipe(image_size=14), buffers.take)
+    (first,) = window.push(numbered(16))
+    assert first.frames.dtype == torch.bfloat16 and first.frames.shape == (3, 16, 14, 14)
+    with pytest.raises(queue.Empty):
+        buffers.take((1,), timeout=0.01)
+    buffers.give_back(first.frames)
+    assert buffers.take((3, 2, 2)).data_ptr() == first.frames.data_ptr()
+
+
+def test_buffers_grow_with_the_largest_clip_and_keep_their_memory():
+    buffers = ClipBuffers(1, torch.float32, torch.device("cpu"))
+    small = buffers.take((2, 3))
+    buffers.give_back(small)
+    large = buffers.take((20, 30))
+    assert large.shape == (20, 30)
+    buffers.give_back(large)
+    assert buffers.take((4, 5)).data_ptr() == large.data_ptr()
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 341), (257, 340), (341, 256), (256, 256), (224, 224)])
@@ -61,27 +77,40 @@ def test_crops_are_torchvisions(height, width):
     clip = torch.rand(3, 2, height, width)
     frames = clip.transpose(0, 1)
     for crops, theirs in ((5, tv.five_crop(frames, 224)), (10, tv.ten_crop(frames, 224))):
-        ours = crop(clip, 224, crops)
+        ours = list(crop(clip, 224, crops))
         assert len(ours) == crops
         for mine, other in zip(ours, theirs, strict=True):
             assert torch.equal(mine.transpose(0, 1), other)
-    assert torch.equal(crop(clip, 224, 1)[0].transpose(0, 1), tv.center_crop(frames, 224))
+    (centre,) = crop(clip, 224, 1)
+    assert torch.equal(centre.transpose(0, 1), tv.center_crop(frames, 224))
 
 
 def test_batches_are_shared_and_forgotten_samples_leave_no_trace():
-    def clip(value: float, crops: int = 1) -> Clip:
-        return Clip(int(value), tuple(torch.full((3, 2, 4, 4), value) for _ in range(crops)))
+    def clip(value: float) -> Clip:
+        return Clip(int(value), torch.full((3, 2, 4, 4), value))
 
-    batcher = Batcher(3)
-    assert not list(batcher.add("a", clip(1)))
+    def values(batch):
+        return batch.samples[:, 0, 0, 0, 0].tolist()
+
+    batcher = Batcher(3, image_size=4, crops=1)
     assert not list(batcher.add("b", clip(2)))
+    assert not list(batcher.add("a", clip(1)))
     assert batcher.pending("b")
     batcher.forget("b")
-    assert not batcher.pending("b")
-    batches = list(batcher.add("c", clip(3, crops=5)))
-    assert [batch.keys for batch in batches] == [(("a", 1), ("c", 3), ("c", 3)), (("c", 3),) * 3]
-    assert batches[0].samples[:, 0, 0, 0, 0].tolist() == [1, 3, 3]
+    assert not batcher.pending("b") and batcher.pending("a")
+    assert not list(batcher.add("c", clip(3)))
+    (batch,) = batcher.add("c", clip(4))
+    assert batch.keys == (("a", 1), ("c", 3), ("c", 4)) and values(batch) == [1, 3, 4]
     assert not list(batcher.rest())
-    list(batcher.add("d", clip(4)))
+    list(batcher.add("d", clip(5)))
     (last,) = batcher.rest()
-    assert last.samples.shape == (1, 3, 2, 4, 4)
+    assert last.keys == (("d", 5),) and values(last) == [5]
+
+
+def test_a_clip_of_many_crops_fills_several_batches():
+    batcher = Batcher(4, image_size=4, crops=10)
+    clip = Clip(7, torch.rand(3, 2, 6, 5))
+    batches = [(batch.keys, batch.samples.clone()) for batch in batcher.add("a", clip)]
+    batches += [(batch.keys, batch.samples.clone()) for batch in batcher.rest()]
+    assert [len(keys) for keys, _ in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([samples for _, samples in batches]), torch.stack(list(crop(clip.frames, 4, 10))))

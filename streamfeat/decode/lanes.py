@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from streamfeat.clips import Clip, ClipWindow
+from streamfeat.clips import Clip, ClipBuffers, ClipWindow
 from streamfeat.decode.base import DecodeError, Decoder, FallBack, FrameStream, StreamInfo
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """One more clip of a video, in order."""
+    """One more clip of a video, in order. Its memory goes back to the lanes with ``Lanes.give_back``."""
 
     video: Video
     attempt: int
@@ -71,7 +71,8 @@ class Lanes:
     Args:
         videos: taken one by one, by whichever lane is free.
         decoders: for a video, the decoders to try, best first. The last one has the final word.
-        depth: clips that may wait for the reader; with the frames of one clip per lane, this bounds memory.
+        depth: clips that may wait for the reader. With the one that each lane is at, and the frames that its
+            next one needs, this bounds memory.
         dtype: of the clips.
     """
 
@@ -91,8 +92,9 @@ class Lanes:
         self._decoders = decoders
         self._recipe = recipe
         self._device = device
-        self._dtype = dtype
-        self._events: queue.Queue[Event | None] = queue.Queue(maxsize=depth)
+        self._buffers = ClipBuffers(depth + lanes, dtype, device)
+        # no more than these can be clips; the rest is room for beginnings and ends
+        self._events: queue.Queue[Event | None] = queue.Queue(maxsize=depth + lanes + 64)
         self._stopped = threading.Event()
         self._skipped: set[str] = set()
         self._threads = [
@@ -113,6 +115,10 @@ class Lanes:
                 running -= 1
             else:
                 yield event
+
+    def give_back(self, clip: Clip) -> None:
+        """The reader is done with ``clip``."""
+        self._buffers.give_back(clip.frames)
 
     def skip(self, video: Video) -> None:
         """Nobody wants the rest of this video: its lane goes on to the next."""
@@ -168,10 +174,11 @@ class Lanes:
         stream: FrameStream = decoder.open(video, self._recipe, self._device)
         try:
             self._put(Started(video, attempt, source, stream.info, fallback))
-            window = ClipWindow(self._recipe, self._dtype)
+            window = ClipWindow(self._recipe, self._allocate)
             for frames in stream:
                 for clip in window.push(frames):
                     if video.name in self._skipped:
+                        self.give_back(clip)
                         raise _Skipped
                     self._put(Decoded(video, attempt, clip))
             if window.frames == 0:
@@ -182,6 +189,14 @@ class Lanes:
             self._put(Ended(video, attempt, dataclasses.replace(stream.info)))
         finally:
             stream.close()
+
+    def _allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
+        while not self._stopped.is_set():
+            try:
+                return self._buffers.take(shape, timeout=_POLL)
+            except queue.Empty:
+                continue
+        raise _Stopped
 
     def _put(self, event: Event) -> None:
         while not self._stopped.is_set():
