@@ -248,3 +248,10 @@ def test_strict_exits_with_1_and_wrong_labels_with_2(store, tmp_path):
     assert invoke(store, lossy).exit_code == 0
     result = invoke(store, tmp_path / "gone.pickle")
     assert result.exit_code == 2 and "there is no such file" in result.output
+
+
+def test_a_share_as_the_label_of_a_clip_stays_a_share(store, tmp_path):
+    align(store, write_pickle(tmp_path / "gt.pickle", {"01_0014": [0, 0, 0, 1] * 25}), clip_label="fraction")
+    with FeatureStore(store) as after:
+        assert after["01_0014"].labels.clip.tolist() == [0.25] * 6
+        assert after["01_0014"].labels.frame.dtype == np.uint8

@@ -151,8 +151,8 @@ class StoreWriter:
     ) -> None:
         """Give a video its ground truth, in place of any it has: ``frame`` ``(frames,)``, ``clip`` ``(clips,)``.
 
-        Both become uint8. ``aligned_clips`` among ``attrs`` is noted with the video, the rest with the labels.
-        Raises KeyError if there is no such video.
+        Both become uint8, but for a float32 ``clip``: its labels are shares of frames. ``aligned_clips`` among
+        ``attrs`` is noted with the video, the rest with the labels. Raises KeyError if there is no such video.
         """
         self._check()
         video = schema.find_video(self._h5, name)
@@ -162,8 +162,9 @@ class StoreWriter:
         aligned_clips = attrs.pop(schema.ALIGNED_CLIPS, None)
         with self._changing():
             labels = self._new_group()
-            for key, values in (("frame", frame), ("clip", clip)):
-                labels.create_dataset(key, data=np.ascontiguousarray(values, dtype=np.uint8))
+            clip_dtype = np.float32 if np.asarray(clip).dtype == np.float32 else np.uint8
+            for key, values, dtype in (("frame", frame, np.uint8), ("clip", clip, clip_dtype)):
+                labels.create_dataset(key, data=np.ascontiguousarray(values, dtype=dtype))
             _set_attrs(labels, attrs)
             self._clear_labels(video)
             video[schema.LABELS] = labels

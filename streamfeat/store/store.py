@@ -118,7 +118,10 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Ground truth of a video: ``frame`` uint8 ``(frames,)`` and ``clip`` uint8 ``(clips,)``, 1 for abnormal."""
+    """Ground truth of a video: ``frame`` uint8 ``(frames,)`` and ``clip`` uint8 ``(clips,)``, 1 for abnormal.
+
+    ``clip`` is float32 where it is the share of abnormal frames.
+    """
 
     frame: np.ndarray
     clip: np.ndarray
