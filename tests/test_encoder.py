@@ -92,6 +92,46 @@ def test_rows_do_not_depend_on_the_batch_they_are_in(precision):
     assert encoder.encode(clips[:0]).shape == (0, 3, 128)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_without_torch_s_private_operations_it_still_works(precision, monkeypatch):
+    options = {"size": "vit_tiny", "precision": precision, "device": "cpu", **SMALL}
+    wanted = load_encoder("random", **{**options, "precision": "fp32"}).encode(clips_of(3))
+    encoder.cpu._packing_works.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
+        assert not encoder.cpu._packing_works(torch.bfloat16)
+        assert least_cosine(load_encoder("random", **options).encode(clips_of(3)), wanted) > 0.9995
+    encoder.cpu._packing_works.cache_clear()
+    assert least_cosine(load_encoder("random", **options).encode(clips_of(3)), wanted) > 0.9995
+
+
+def test_bf16_is_not_tried_where_torch_cannot_tell(monkeypatch):
+    encoder.cpu.gains_by_bf16.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        assert not encoder.cpu.gains_by_bf16()
+    encoder.cpu.gains_by_bf16.cache_clear()
+
+
+def test_the_caller_s_threads_stay_as_they_were():
+    threads = torch.get_num_threads()
+    made = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    made.encode(clips_of(5))
+    assert torch.get_num_threads() == threads
+
+
+def test_the_file_may_change_while_its_weights_are_in_use(tmp_path):
+    from streamfeat.model import weights
+
+    path = tmp_path / "weights.pth"
+    torch.save(dict(weights.load("random", "vit_tiny").state_dict), path)
+    made = load_encoder(str(path), precision="fp32", device="cpu", **SMALL)
+    wanted = made.encode(clips_of(2))
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    np.testing.assert_array_equal(made.encode(clips_of(2)), wanted)
+
+
 def test_submitted_work_comes_back_as_its_own():
     encoder = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
     batches = [clips_of(2, seed) for seed in range(3)]

@@ -49,7 +49,7 @@ def _has(feature: str) -> bool:
     """What torch's private feature test says; False where this build of torch does not have it."""
     try:
         return bool(getattr(torch.ops.mkldnn, feature)())
-    except (AttributeError, RuntimeError):
+    except (AttributeError, RuntimeError, TypeError):
         return False
 
 
@@ -160,8 +160,8 @@ class _Blas:
     """A linear layer through torch's public operations, into memory that is there already."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        # A copy: faster than pages of the mapped file, and safe from what becomes of the file.
-        self._weight, self._bias = layer.weight.t().contiguous(), layer.bias.clone()
+        self._weight, self._bias = layer.weight.t().contiguous(), layer.bias
+        layer.weight = None  # frees the other layout
 
     def apply(self, x: Tensor, out: Tensor) -> Tensor:
         # Adding afterwards costs less than starting the product from a matrix of copied biases, as addmm does.

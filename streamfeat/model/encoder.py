@@ -169,7 +169,11 @@ class Encoder:
             model = VideoTransformer(
                 self.size, *self.clip_shape[1:3], final_norm=self._weights.final_norm
             ).requires_grad_(False)
-        model.load_state_dict(self._weights.state_dict, assign=True)
+        # Copies: on a CPU, pages of the mapped file are slower, and gone if someone writes to the file meanwhile.
+        model.load_state_dict(
+            {name: value.to(self.device, dtype, copy=True) for name, value in self._weights.state_dict.items()},
+            assign=True,
+        )
         model = model.to(self.device, dtype).eval()
         if self.device.type == "cpu":
             return cpu.optimise(model)
