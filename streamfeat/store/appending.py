@@ -21,8 +21,7 @@ from .lock import WriterLock
 from .schema import Failure, Header, VideoRecord
 from .store import open_committed
 
-# HDF5 1.10 and later read it; version 3 superblocks (1.10's own) would carry a "being written" mark that makes
-# plain readers refuse the file after a kill.
+# HDF5 1.10 and later read what these make, and its groups of thousands are quicker than the oldest format's.
 _LIBVER = ("v108", "v110")
 # Freed space is not used again: new data always lies past the committed end, where writing it needs no memory.
 _FILE_SPACE = "none"

@@ -7,10 +7,11 @@ file objects; the one here tells committed bytes from new ones:
   readers ignore what lies past the end that the superblock states;
 * changes to committed bytes are held in memory, page by page, until ``commit``.
 
-A commit syncs the new bytes, writes the changed pages to ``<path>.journal`` (checksummed) and syncs it, changes
-the pages in place, syncs, and removes the journal. Until the journal is whole on the disk the old state stands;
-from then on the new one does. Whoever opens the file next finishes a whole journal and drops a torn one; who may
-not write reads through it.
+A commit syncs the new bytes, writes the changed pages, as they were and as they shall be, to ``<path>.journal``
+(checksummed), syncs it, changes the pages in place and syncs. Until the journal is whole on the disk the old state
+stands; from then on the new one does. Whoever opens the file after a kill finishes a whole journal and drops a torn
+one; who may not write reads through it. The journal stays until the next commit or the end of the writer, because
+finishing it twice changes nothing and readers still at the old state find their pages in it.
 
 A file is created as ``<path>.partial`` and takes its place at its first commit.
 """
@@ -299,28 +300,31 @@ def _overlay(view: memoryview, offset: int, pages: dict[int, bytes | bytearray])
 class CommittedFile(_FileObject):
     """The committed state of the file at ``path``, for reading; nothing is ever written. Raises OSError.
 
-    A writer may be at work meanwhile. What was read is one consistent state if ``is_current`` says so
-    afterwards; if not, open the file again. That rests on every commit changing the first page, and on that page
-    being changed first.
+    A writer may be at work meanwhile. All that is read is of the one state at the time of opening: what the next
+    commit changes is then read from its journal. Once a second commit has gone by, what the first one changed is
+    lost and reading raises OSError, so ask ``is_current`` before every piece of work and open the file again if
+    it is not. (Pages of two states make HDF5 crash or loop, errors amid its work some versions of it.) That rests
+    on every commit changing the first page, and on that page being changed first.
     """
 
     def __init__(self, path: str) -> None:
         super().__init__()
+        self._path = path
         self._fd = _open(path, os.O_RDONLY)
-        journal = self._settled_journal(path)
-        self._pages = {} if journal is None else {index: page for index, (_, page) in journal.pages.items()}
+        journal = self._settled_journal()
+        self._pages = {} if journal is None else {index: new for index, (_, new) in journal.pages.items()}
         self._length = os.fstat(self._fd).st_size if journal is None else journal.new_length
-        if 0 in self._pages:
-            self._first_pages.append(bytes(self._pages[0]))
+        self._current_pages.append(self._pages.get(0, self._current_pages[0]))
+        self._expected_pages = list(self._current_pages)
 
-    def _settled_journal(self, path: str) -> _Journal | None:
+    def _settled_journal(self) -> _Journal | None:
         """The journal to read through, if one is waiting; notes the first page that goes with it."""
         for _ in range(_LOOKS):
-            before = _identity(journal_path(path))
-            journal = _read_journal(path, self._fd)
-            self._first_pages = [self._first_page()]
+            before = _identity(journal_path(self._path))
+            journal = _read_journal(self._path, self._fd)
+            self._current_pages = [self._first_page()]
             # Had the journal come or gone in between, pages might be from before it and others from after.
-            if _identity(journal_path(path)) == before and (before is None or journal is not None):
+            if _identity(journal_path(self._path)) == before and (before is None or journal is not None):
                 return journal
             time.sleep(_LOOK_AGAIN_SECONDS)
         return journal  # beside the file lies a torn journal, or that of another file
@@ -331,11 +335,25 @@ class CommittedFile(_FileObject):
 
     def is_current(self) -> bool:
         """Whether no commit began to change the file since it was opened."""
-        return self._first_page() in self._first_pages
+        return self._first_page() in self._current_pages
+
+    def _keeps_up(self) -> bool:
+        """Whether all changes on the disk are known, and what they changed is held; catches up by one commit."""
+        if self._first_page() in self._expected_pages:
+            return True
+        with contextlib.suppress(FileNotFoundError), open(journal_path(self._path), "rb") as journal_file:
+            journal = _Journal.decode(journal_file.read())
+            if journal is not None and 0 in journal.pages and journal.pages[0][0] == self._current_pages[-1]:
+                for index, (old, _) in journal.pages.items():
+                    self._pages.setdefault(index, old)
+                self._expected_pages.append(journal.pages[0][1])
+        return self._first_page() in self._expected_pages
 
     def _fill(self, view: memoryview, offset: int) -> None:
         if _read_at(self._fd, view, offset) < len(view):
             raise OSError(f"the file became shorter than {offset + len(view)} bytes while it was read")
+        if not self._keeps_up():
+            raise OSError("the file was changed by another process while it was read; open it again")
         _overlay(view, offset, self._pages)
 
     def close(self) -> None:
@@ -533,9 +551,6 @@ class JournaledFile(_FileObject):
         journal.apply(self._fd)
         self._in_doubt = False
         self._settle()
-        # The commit is done; finishing it once more would change nothing.
-        with contextlib.suppress(OSError):
-            _remove_journal(self._path)
 
     def _prepare(self) -> _Journal | None:
         """This commit as a journal; None if nothing changed."""
@@ -578,8 +593,9 @@ class JournaledFile(_FileObject):
             return
         try:
             if not self._unplaced and not self._in_doubt:
-                with contextlib.suppress(OSError):  # left-over bytes harm nobody; the next writer drops them
+                with contextlib.suppress(OSError):  # what is left over harms nobody; the next writer drops it
                     os.ftruncate(self._fd, self._committed)
+                    _remove_journal(self._path)
         finally:
             os.close(self._fd)
             if self._unplaced:

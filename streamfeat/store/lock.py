@@ -21,29 +21,40 @@ class WriterLock:
 
     def __init__(self, path: str) -> None:
         self._lock_path = path + ".lock"
-        # Read first: before filelock 3.20 every contender emptied the holder's file.
-        holder = _read_holder(self._lock_path)
         self._lock = FileLock(self._lock_path, timeout=0, thread_local=False)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise _locked(path, holder or _read_holder(self._lock_path)) from None
-        except (OSError, NotImplementedError) as error:
-            why = reason(error) if isinstance(error, OSError) else str(error)
-            raise StoreError(
-                f"{path}: cannot be written ({why}: {self._lock_path}); choose a folder you may write to"
-            ) from error
-        # Windows lets nobody write to a locked range: there the holder stays unnamed.
-        with contextlib.suppress(OSError), open(self._lock_path, "r+", encoding="utf-8") as lock_file:
-            lock_file.truncate()
-            lock_file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        # Read first: filelock before 4 empties the holder's file when it looks whether it is held.
+        holder = _read_holder(self._lock_path)
+        while True:
+            try:
+                self._lock.acquire()
+            except Timeout:
+                if holder is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        _write_holder(self._lock_path, *holder)
+                raise _locked(path, _read_holder(self._lock_path)) from None
+            except (OSError, NotImplementedError) as error:
+                why = reason(error) if isinstance(error, OSError) else str(error)
+                raise StoreError(
+                    f"{path}: cannot be written ({why}: {self._lock_path}); choose a folder you may write to"
+                ) from error
+            try:
+                _write_holder(self._lock_path, os.getpid(), socket.gethostname())
+                return
+            except FileNotFoundError:
+                self._lock.release()  # what was locked is the file that the last writer removed
 
     def release(self) -> None:
-        # Removed while still held, so that no one else's lock file can be hit. A contender that has already
-        # opened the removed file is told so by filelock and starts over.
+        # Removed while still held, so that no one else's lock file can be hit.
         with contextlib.suppress(OSError):
             os.unlink(self._lock_path)
         self._lock.release()
+
+
+def _write_holder(lock_path: str, pid: int, host: str) -> None:
+    # Windows lets nobody write to a locked range: there the holder stays unnamed.
+    with contextlib.suppress(PermissionError), open(lock_path, "r+", encoding="utf-8") as lock_file:
+        lock_file.truncate()
+        lock_file.write(f"{pid} {host}\n")
 
 
 def _read_holder(lock_path: str) -> tuple[int, str] | None:

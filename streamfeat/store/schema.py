@@ -40,7 +40,7 @@ ALIGNED_CLIPS = "aligned_clips"
 RESERVED = (FEATURES, START_FRAME, LABELS)
 DTYPES = ("float32", "float16")
 #: groups looked at in one go
-_PORTION = 64
+_PORTION = 16
 _T = TypeVar("_T")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -22,8 +23,8 @@ from .schema import Failure, Header
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: bytes read at a time when a whole video is gone through
 _BLOCK = 8 * 1024 * 1024
-# Each is spoilt only by a commit that falls into it.
-_ATTEMPTS = 50
+# What is read while a commit falls into it is read again. A commit takes milliseconds and follows work on a video.
+_PATIENCE_SECONDS = 10.0
 _T = TypeVar("_T")
 
 
@@ -53,17 +54,16 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     def _read(self, look: Callable[[h5py.Group], _T]) -> _T:
         """What ``look`` sees, all of it in one committed state."""
-        for _ in range(_ATTEMPTS):
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if not self._file.is_current():
+                # The old file is not closed: somebody may still read a dataset of it.
+                self._file, self._h5 = open_committed(self.path)
             try:
-                seen = look(self._h5)
+                return look(self._h5)
             except (OSError, RuntimeError, KeyError, StoreError):
                 if self._file.is_current():
                     raise
-            else:
-                if self._file.is_current():
-                    return seen
-            # The old file is not closed: datasets handed out before go on reading their own, finished video.
-            self._file, self._h5 = open_committed(self.path)
         raise StoreError(f"{self.path}: is written faster than it can be read; try again when the writer is done")
 
     @property
@@ -144,7 +144,10 @@ class StoredVideo:
 
     @property
     def feature_dataset(self) -> h5py.Dataset:
-        """``(clips, *row_shape)``; slicing it reads no more than the slice."""
+        """``(clips, *row_shape)``; slicing it reads no more than the slice.
+
+        While a writer is at work ask for it anew each time: it can be read until the second commit from now.
+        """
         return self._read(lambda video: video[schema.FEATURES])
 
     @property
@@ -228,21 +231,21 @@ def _finish_interrupted_commit(path: str) -> None:
 
 def open_committed(path: str) -> tuple[CommittedFile, h5py.File]:
     """The committed state of ``path``, read only. Raises StoreError, NotAStore if it is not HDF5."""
-    for _ in range(_ATTEMPTS):
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
         file = _open_file(path)
         try:
             if file.read(len(_HDF5_SIGNATURE)) != _HDF5_SIGNATURE:
                 raise NotAStore(f"{path}: is no streamfeat store (not an HDF5 file); choose another path")
             return file, h5py.File(file, "r")
         except OSError as error:
-            damage, settled = error, file.is_current()
+            settled = file.is_current()
             file.close()
-            if settled:
-                break
+            if settled or time.monotonic() > deadline:
+                raise StoreError(f"{path}: is damaged ({error}); restore it or remove it") from error
         except BaseException:
             file.close()
             raise
-    raise StoreError(f"{path}: is damaged ({damage}); restore it or remove it") from damage
 
 
 def _open_file(path: str) -> CommittedFile:
