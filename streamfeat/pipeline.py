@@ -241,6 +241,8 @@ class _Job:
     fallback: str | None
     clips: int = 0
     ended: bool = False
+    #: of the source's bytes, how many count as done
+    bytes_done: float = 0.0
     #: features of crops that do not make a whole clip yet
     crops: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -340,6 +342,13 @@ class _Run:
         self._counters.frames -= job.frames(self._recipe)
         job.clips += len(rows)
         self._counters.frames += job.frames(self._recipe)
+        if job.info.frames_hint:
+            share = min(1.0, job.frames(self._recipe) / job.info.frames_hint)
+            self._count_bytes(job, share * self._sizes[job.video.name])
+
+    def _count_bytes(self, job: _Job, done: float) -> None:
+        self._counters.bytes_done += done - job.bytes_done
+        job.bytes_done = done
 
     def _finish_if_complete(self, name: str) -> None:
         job = self._jobs.get(name)
@@ -350,6 +359,7 @@ class _Run:
             self._fail(video, "decode", f"damaged: {info.damaged_packets} bad packets (--strict)")
             return
         del self._jobs[name]
+        self._count_bytes(job, self._sizes[name])
         attrs = {
             "source": os.path.abspath(video.path), "source_bytes": job.source[0], "source_mtime_ns": job.source[1],
             "frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height,
@@ -375,6 +385,7 @@ class _Run:
 
     def _fail(self, video: Video, stage: str, reason: str) -> None:
         self._drop(video.name)
+        self._counters.bytes_done += self._sizes[video.name]
         self._writer.fail(video.name, stage, reason)
         self._summary.failures[video.name] = reason
         self._reporter.note(f"{video.path}: {reason}")
@@ -385,6 +396,7 @@ class _Run:
         if job is not None:
             self._batcher.forget((name, job.attempt))
             self._writer.discard(name, job.attempt)
+            self._count_bytes(job, 0.0)
             self._counters.clips -= job.clips
             self._counters.frames -= job.frames(self._recipe)
 
@@ -392,7 +404,6 @@ class _Run:
         # runs in the writer thread; the main thread only reads these
         self._counters.done += len(done)
         self._counters.failed += len(failed)
-        self._counters.bytes_done += sum(self._sizes[name] for name in [*done, *failed])
         self._summary.done += len(done)
         for name in failed:  # also those that the store refused, as float16 overflows
             self._summary.failures.setdefault(name, self._store.failures[name].error)

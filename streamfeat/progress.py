@@ -18,8 +18,8 @@ class Counters:
     failed: int = 0
     clips: int = 0
     frames: int = 0
-    #: of sources done or failed
-    bytes_done: int = 0
+    #: of the sources' bytes, how many are behind us: what time left is judged by
+    bytes_done: float = 0.0
 
     def left(self, seconds: float) -> float | None:
         """Seconds left, from the share of the input's bytes that ``seconds`` took; None: too early to tell."""
@@ -99,7 +99,7 @@ class Bar:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=0, unit="video", file=stream or sys.stderr, dynamic_ncols=True, leave=False,
+            total=0, unit="video", delay=0.001, file=stream or sys.stderr, dynamic_ncols=True, leave=False,
             bar_format="{n_fmt}/{total_fmt} videos |{bar}| {desc}",
         )
         self._started, self._drawn = time.monotonic(), 0.0

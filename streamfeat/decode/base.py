@@ -38,6 +38,8 @@ class StreamInfo:
     codec: str
     #: pyav, dali-cpu, dali-gpu or images
     decoder: str
+    #: frames that the container promises, 0 if nothing: good for progress, never for counting
+    frames_hint: int = 0
     #: frames delivered so far; their number, once the iteration has ended
     frames: int = 0
     #: packets that could not be decoded and were stepped over

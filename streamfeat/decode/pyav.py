@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
@@ -68,7 +69,9 @@ class PyAVStream:
             self.close()
             raise
         self._pictures = itertools.chain([first], self._pictures)
-        self.info = StreamInfo(width, height, self._file.fps, self._file.codec, decoder=PyAVDecoder.name)
+        self.info = StreamInfo(
+            width, height, self._file.fps, self._file.codec, PyAVDecoder.name, self._file.frames_hint
+        )
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for chunk in self._preprocessor.chunks(self._pictures, self._device):
@@ -91,15 +94,10 @@ def read_header(path: os.PathLike[str]) -> tuple[int, int, int]:
 
     Raises DecodeError.
     """
-    container = _open(path)
+    container = open_container(path)
     try:
-        stream = _video_stream(container)
-        if stream.duration is not None and stream.time_base is not None:
-            seconds = float(stream.duration * stream.time_base)
-        else:
-            seconds = (container.duration or 0) / av.time_base
-        rate = stream.average_rate or stream.guessed_rate or 0
-        return stream.frames or round(seconds * rate), stream.width or 0, stream.height or 0
+        stream = video_stream(container)
+        return _promised_frames(container, stream), stream.width or 0, stream.height or 0
     finally:
         container.close()
 
@@ -122,6 +120,11 @@ class Pictures:
     @property
     def codec(self) -> str:
         return self._file.codec
+
+    @property
+    def frames_hint(self) -> int:
+        """Number of frames as the container has it, 0 if unknown; only decoding counts."""
+        return self._file.frames_hint
 
     @property
     def damaged(self) -> int:
@@ -149,15 +152,16 @@ class _File:
     """An open file with a video stream in it, to be decoded once."""
 
     def __init__(self, path: os.PathLike[str], threads: int) -> None:
-        self._container = _open(path)
+        self._container = open_container(path)
         try:
-            self._stream = _video_stream(self._container)
+            self._stream = video_stream(self._container)
             context = self._stream.codec_context
             context.thread_count = threads
             context.thread_type = "AUTO" if threads > 1 else "SLICE"
             # the codec's name ("av1"), not that of the library which decodes it
             self.codec: str = getattr(context.codec, "canonical_name", context.name)
-            self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+            self.fps = float(_rate(self._stream))
+            self.frames_hint = _promised_frames(self._container, self._stream)
         except BaseException:
             self._container.close()
             raise
@@ -209,7 +213,7 @@ class _File:
         yield None
 
 
-def _open(path: os.PathLike[str]) -> InputContainer:
+def open_container(path: os.PathLike[str]) -> InputContainer:
     try:
         if os.stat(path).st_size == 0:
             raise DecodeError("the file is empty")
@@ -225,7 +229,7 @@ def _open(path: os.PathLike[str]) -> InputContainer:
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
     """The first stream with moving pictures: covers of music files do not count."""
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
@@ -237,16 +241,42 @@ def _video_stream(container: InputContainer) -> VideoStream:
     raise DecodeError("this FFmpeg has no decoder for its codec")
 
 
-def _as_displayed(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Applies the display matrix as FFmpeg does: quarter turns and mirroring.
-
-    The matrix takes the point ``(x, y)`` to ``(a x + c y, b x + d y)``; only signs matter here.
-    """
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of the matrix that takes the point ``(x, y)`` to ``(a x + c y, b x + d y)`` for display."""
     try:
         matrix = frame.side_data["DISPLAYMATRIX"]
     except KeyError:
-        return picture
+        return None
     a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(matrix, np.int32))
+    return a, b, c, d
+
+
+def is_turned(frame: av.VideoFrame) -> bool:
+    """Whether ``frame`` is displayed turned or mirrored."""
+    matrix = _display_matrix(frame)
+    return matrix is not None and not (matrix[0] > 0 and matrix[3] > 0 and abs(matrix[0]) >= abs(matrix[1]))
+
+
+def _rate(stream: VideoStream) -> Fraction | int:
+    """Frames per second, 0 if unknown."""
+    return stream.average_rate or stream.guessed_rate or 0
+
+
+def _promised_frames(container: InputContainer, stream: VideoStream) -> int:
+    """Number of frames as the container has it or as its length implies, 0 if unknown."""
+    if stream.duration is not None and stream.time_base is not None:
+        seconds = stream.duration * stream.time_base
+    else:
+        seconds = Fraction(container.duration or 0, av.time_base)
+    return max(0, stream.frames or round(seconds * _rate(stream)))
+
+
+def _as_displayed(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Applies the display matrix as FFmpeg does: quarter turns and mirroring. Only signs matter here."""
+    matrix = _display_matrix(frame)
+    if matrix is None:
+        return picture
+    a, b, c, d = matrix
     if abs(a) >= abs(b):
         across, down = a, d
     else:

@@ -1,0 +1,208 @@
+"""DALI's graph, on its CPU decoder: the same one runs on a GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+import streamfeat
+from streamfeat.decode import dali
+from streamfeat.decode.base import FallBack
+from streamfeat.decode.choose import Decoders
+from streamfeat.decode.dali import DaliDecoder
+from streamfeat.decode.preprocess import Preprocessor
+from streamfeat.decode.pyav import PyAVDecoder
+from streamfeat.recipe import Recipe
+from streamfeat.videos import Video
+
+from .media import break_packet, read_index, rotate, truncate, write_video
+
+CPU = torch.device("cpu")
+
+
+def frames(decoder, path, recipe=Recipe()):  # noqa: B008
+    stream = decoder.open(Video(path.stem, path), recipe, CPU)
+    try:
+        return torch.cat(list(stream)), stream.info
+    finally:
+        stream.close()
+
+
+def dali_on_cpu(**options):
+    assert dali.unavailable(CPU) is None
+    return DaliDecoder(CPU, **options)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.webm", "vp9"), ("a.avi", "mjpeg")])
+@pytest.mark.parametrize("count", [1, 16, 37, 48])
+def test_every_frame_comes_once_in_order(tmp_path, name, codec, count):
+    path = write_video(tmp_path / name, count, codec=codec)
+    found, info = frames(dali_on_cpu(), path)
+    assert [read_index(frame.permute(1, 2, 0).numpy()) for frame in found] == list(range(count))
+    assert (info.frames, info.codec, info.decoder) == (count, codec, "dali-cpu")
+    assert (info.width, info.height, info.fps) == (96, 64, 25.0)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(), Recipe(channel_order="bgr"), Recipe.named("thumos14"), Recipe.named("kinetics"),
+        Recipe.named("wsvad-10crop"), Recipe(resize_short=300, upscale_below=None),
+    ],
+    ids=lambda recipe: f"{recipe.name}-{recipe.channel_order}-{recipe.resize_short}",
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(96, 64), (320, 240), (301, 227)])
+def test_the_graph_is_the_definition_within_the_colours_that_differ(tmp_path, recipe, size):
+    path = write_video(tmp_path / "a.webm", 3, codec="vp9", size=size)
+    ours, _ = frames(dali_on_cpu(), path, recipe)
+    grey_level = torch.tensor(recipe.std).view(1, 3, 1, 1) * 255
+
+    # the same bytes through the definition: nothing but the rounding of bytes, where they are scaled up first
+    decoded = raw_frames(path)
+    preprocessor = Preprocessor(recipe, *size, order="rgb")
+    definition = torch.cat(list(preprocessor.chunks(iter(decoded), CPU)))
+    assert ours.shape == definition.shape and ours.dtype == torch.float32
+    assert ((ours - definition) * grey_level).abs().max() < (1.1 if min(size) < 226 and recipe.upscale_below else 0.01)
+
+    # PyAV's bytes: another interpolation of chroma, other rounding
+    reference, _ = frames(PyAVDecoder(), path, recipe)
+    assert ((ours - reference) * grey_level).abs().mean() < 2.5
+
+
+def raw_frames(path):
+    """What DALI decodes, uint8 (n, h, w, 3), before anything is done to it."""
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def decode():
+        return fn.experimental.readers.video(device="cpu", filenames=[str(path)], sequence_length=3)
+
+    pipeline = decode()
+    pipeline.build()
+    return np.array(pipeline.run()[0].as_array())[0]
+
+
+def test_the_exchange_of_channels_is_seen(tmp_path):
+    path = write_video(tmp_path / "a.webm", 2, codec="vp9")
+    rgb, _ = frames(dali_on_cpu(), path, Recipe())
+    bgr, _ = frames(dali_on_cpu(), path, Recipe(channel_order="bgr"))
+    assert torch.equal(rgb[:, [2, 1, 0]], bgr) and not torch.equal(rgb, bgr)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: write_video(path / "a.mkv", 4, codec="av1"), "no av1"),
+        (lambda path: write_video(path / "a.mp4", 4, codec="h264", pix_fmt="yuv420p10le"), "yuv420p10le"),
+        (lambda path: write_video(path / "a.webm", 4, codec="vp9", pix_fmt="yuv444p"), "yuv444p"),
+        (lambda path: write_video(path / "a.avi", 4, codec="mjpeg", pix_fmt="yuvj422p"), "yuvj422p"),
+        (lambda path: rotate(write_video(path / "a.mp4", 4, codec="mjpeg"), (0, 1, -1, 0)), "turned"),
+    ],
+    ids=["codec", "10 bit", "4:4:4", "4:2:2", "rotation"],
+)
+def test_what_it_cannot_do_falls_back_before_it_starts(tmp_path, monkeypatch, make, says):
+    monkeypatch.setattr(dali, "CPU_CODECS", dali.CPU_CODECS | {"h264"})
+    with pytest.raises(FallBack, match=says):
+        frames(dali_on_cpu(), make(tmp_path))
+
+
+def test_a_broken_packet_falls_back(tmp_path):
+    path = break_packet(write_video(tmp_path / "a.mp4", 40, codec="vp9"), 20)
+    with pytest.raises(FallBack):
+        frames(dali_on_cpu(), path)
+
+
+def test_a_codec_that_only_dali_refuses_falls_back(tmp_path, monkeypatch):
+    # DALI leaves a file whose codec it lacks out of its list, and says so on standard error alone
+    monkeypatch.setattr(dali, "CPU_CODECS", dali.CPU_CODECS | {"h264"})
+    with pytest.raises(FallBack, match="DALI: "):
+        frames(dali_on_cpu(), write_video(tmp_path / "a.mp4", 4))
+
+
+def test_a_resolution_that_changes_midway_gives_pyavs_frames_or_falls_back(tmp_path):
+    parts = [write_video(tmp_path / f"{size[0]}.mjpeg", 10, codec="mjpeg", size=size) for size in ((96, 64), (160, 120))]
+    whole = tmp_path / "whole.mjpeg"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    try:
+        ours, _ = frames(dali_on_cpu(), whole)
+    except FallBack:
+        return
+    reference, _ = frames(PyAVDecoder(), whole)
+    assert (ours - reference).abs().mean() < 2.5 / 127.5
+
+
+def test_fewer_frames_than_packets_fall_back(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.webm", 20, codec="vp9")
+    monkeypatch.setattr(dali, "count_packets", lambda path: 21)
+    with pytest.raises(FallBack, match="20 frames came out of 21 packets"):
+        frames(dali_on_cpu(), path)
+
+
+def test_a_hanging_pipeline_is_given_up(tmp_path, monkeypatch):
+    import threading
+
+    path = write_video(tmp_path / "a.webm", 20, codec="vp9")
+    release = threading.Event()
+    monkeypatch.setattr(dali, "_graph", lambda *arguments: release.wait)
+    with pytest.raises(FallBack, match="nothing came"):
+        frames(dali_on_cpu(watchdog=0.2), path)
+    release.set()
+
+
+def test_frames_that_are_not_the_next_fall_back(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.webm", 20, codec="vp9")
+    stream = dali_on_cpu().open(Video("a", path), Recipe(), CPU)
+    numbers, chunk = stream._next()
+    stream._sequences.get()
+    stream._sequences.put((numbers + 1, chunk))
+    with pytest.raises(FallBack, match="frame 0 was expected"):
+        next(iter(stream))
+    stream.close()
+
+
+def test_closing_midway_ends_the_thread(tmp_path):
+    import threading
+    import time
+
+    path = write_video(tmp_path / "a.webm", 200, codec="vp9")
+    stream = dali_on_cpu().open(Video("a", path), Recipe(), CPU)
+    next(iter(stream))
+    stream.close()
+    stream.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "dali" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_run_falls_back_for_just_the_videos_that_need_it(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "vp9.webm", 20, codec="vp9")
+    write_video(folder / "h264.mp4", 20)
+    break_packet(write_video(folder / "broken.mp4", 40, codec="vp9"), 20)
+    truncate(write_video(folder / "short.avi", 40, codec="mjpeg"), 0.5)
+    summary = streamfeat.extract(
+        folder, tmp_path / "out.h5", decoder="dali", model="vit_tiny", weights="random",
+        recipe=Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None),
+    )  # fmt: skip
+    assert not summary.failures and summary.done == 4
+    reference = streamfeat.extract(
+        folder, tmp_path / "pyav.h5", decoder="pyav", model="vit_tiny", weights="random",
+        recipe=Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None),
+    )  # fmt: skip
+    assert summary.frames == reference.frames and summary.clips == reference.clips
+    with streamfeat.open(tmp_path / "out.h5") as store:
+        made_by = {name: video.attrs["decoder"] for name, video in store.items()}
+        assert made_by["vp9"] == "dali-cpu" and made_by["h264"] == made_by["broken"] == "pyav"
+        assert "no h264" in store["h264"].attrs["fallback"]
+        assert store["vp9"].frames == 20 and len(store["vp9"].features) == 5
+        for name, video in store.items():
+            assert np.isfinite(video.features).all(), name
+
+
+def test_auto_takes_pyav_on_a_cpu_and_dali_where_asked(tmp_path):
+    video = Video("a", tmp_path / "a.mp4")
+    assert [decoder.name for decoder in Decoders("auto", CPU, 3)(video)] == ["pyav"]
+    assert [decoder.name for decoder in Decoders("dali", CPU, 3)(video)] == ["dali-cpu", "pyav"]
+    folder = Video("b", tmp_path, "frames")
+    assert [decoder.name for decoder in Decoders("dali", CPU, 3)(folder)] == ["images"]
