@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--model", default="vit_b", type=_size, help="model size (default: vit_b)")
     options = parser.parse_args(arguments)
-    rows, notes = measure(options.model, turns=3 if options.quick else 9, compiled=not options.quick)
+    rows, notes = measure(options.model, turns=2 if options.quick else 9, compiled=not options.quick)
     print(common.table(f"{options.model.name}, 16 x 224 x 224, {torch.get_num_threads()} threads", rows))
     print(*notes, sep="\n")
     if options.json:
