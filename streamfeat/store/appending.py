@@ -7,8 +7,8 @@ import dataclasses
 import datetime
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -30,6 +30,7 @@ _COMPACT_ATTRIBUTES = 64
 #: bytes of features that a video keeps in memory before it goes to the disk
 SPILL_BYTES = 4 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
+_T = TypeVar("_T")
 
 
 class StoreWriter:
@@ -245,10 +246,10 @@ class StoreWriter:
         else:
             self.abort()
 
-    def _read(self, look):
-        return look(self._h5)
-
     # --- for VideoAppender ---------------------------------------------------------------------------------
+
+    def _read(self, look: Callable[[h5py.Group], _T]) -> _T:
+        return look(self._h5)  # nobody else changes the file: no need of FeatureStore's care
 
     def _check(self) -> None:
         if self._closed:
