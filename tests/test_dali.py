@@ -119,7 +119,9 @@ def test_a_codec_that_only_dali_refuses_falls_back(tmp_path, monkeypatch):
 
 
 def test_a_resolution_that_changes_midway_gives_pyavs_frames_or_falls_back(tmp_path):
-    parts = [write_video(tmp_path / f"{size[0]}.mjpeg", 10, codec="mjpeg", size=size) for size in ((96, 64), (160, 120))]
+    parts = [
+        write_video(tmp_path / f"{size[0]}.mjpeg", 10, codec="mjpeg", size=size) for size in ((96, 64), (160, 120))
+    ]
     whole = tmp_path / "whole.mjpeg"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     try:
