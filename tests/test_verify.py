@@ -132,5 +132,5 @@ def test_against_with_other_weights(tmp_path):
     """A store that says it was made with weights that are not the ones there are now."""
     store = write_store(tmp_path / "out.h5", {"a": 20}, Recipe(image_size=32, upscale_below=None), channels=192)
     write_video(tmp_path / "a.mp4", 20)
-    with pytest.raises(VerifyError, match="not those that the store was made with .*--weights"):
+    with pytest.raises(VerifyError, match=r"not those that the store was made with .*--weights"):
         verify(store, [tmp_path / "a.mp4"], device="cpu")

@@ -75,7 +75,9 @@ def loads(data: bytes) -> Any:
     """
     try:
         return _Reader(data).run()
-    except (IndexError, struct.error):
+    except LabelError:
+        raise
+    except (IndexError, TypeError, ValueError, OverflowError, struct.error):
         raise LabelError("the pickle is broken or cut off") from None
 
 
@@ -364,7 +366,7 @@ class _Reader:
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _refuse("an array with named fields")
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-        if order not in ("<", ">", "|", "="):
+        if not isinstance(order, str) or order not in ("<", ">", "|", "="):
             raise _refuse("an array of unknown byte order")
         target.dtype = target.dtype.newbyteorder(order)
 
