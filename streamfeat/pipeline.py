@@ -142,7 +142,9 @@ def extract(
     try:
         recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
         videos = find_videos([os.fspath(path) for path in inputs], root)
-        check_names([video.name for video in videos])
+        problems = check_names([video.name for video in videos])
+        if problems:
+            raise StoreError("; ".join(problems))
         encoder = load_encoder(
             weights, size=model, device=device, precision=precision, stats=recipe.stats,
             image_size=recipe.image_size, clip_frames=recipe.clip_frames, batch_size=batch_size or "auto",

@@ -153,6 +153,14 @@ def test_two_inputs_with_one_name_are_refused_before_anything_is_decoded(videos,
     assert not (tmp_path / "out.h5").exists()
 
 
+def test_names_that_cannot_be_side_by_side_in_a_store_are_refused(videos, tmp_path):
+    (videos / "a").mkdir()
+    write_video(videos / "a" / "features.mp4", 8)
+    result = run(videos, tmp_path / "out.h5")
+    assert result.exit_code == 2 and "a/features" in result.stderr
+    assert not (tmp_path / "out.h5").exists()
+
+
 def test_a_list_with_a_root(videos, tmp_path):
     (tmp_path / "list.txt").write_text("a\ndeep/b\n")
     assert run("--root", videos, f"@{tmp_path / 'list.txt'}", tmp_path / "out.h5").exit_code == 0
