@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -9,6 +11,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+#: SVT-AV1 prints its settings unless told to report errors only
+os.environ.setdefault("SVT_LOG", "1")
 
 #: A picture shows its number as COLUMNS x ROWS bright and dark cells, one a bit, from the top left.
 COLUMNS, ROWS = 4, 3
@@ -120,11 +125,47 @@ def write_sound(path: str | Path, seconds: float = 0.5, cover: bool = False) -> 
     return path
 
 
+def write_packed_b_frames(path: str | Path, frames: int = 11) -> Path:
+    """Writes MPEG-4 in AVI as DivX 5 did: a B-frame shares the packet of the frame before it in coding order.
+
+    A placeholder that codes nothing follows, so that there are as many packets as frames.
+    """
+    path = Path(path)
+    plain = write_video(path.with_suffix(".plain.avi"), frames, codec="mpeg4", b_frames=1, gop=frames)
+    not_coded = b"\0\0\1\xb6\x50\x4f"
+    chunks: list[bytes] = []
+    with av.open(str(plain)) as source, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            coded = bytes(packet)
+            if not coded:
+                continue
+            is_b_frame = coded[coded.index(b"\0\0\1\xb6") + 4] >> 6 == 2
+            if is_b_frame:
+                chunks[-1] += coded
+                chunks.append(not_coded)
+            else:
+                chunks.append(coded)
+        # decoders take packets for packed when the user data is that of DivX, with a "p" at its end
+        chunks[0] = re.sub(rb"\x00\x00\x01\xb2[^\x00]*", b"\0\0\1\xb2DivX503b1393p", chunks[0])
+        for index, chunk in enumerate(chunks):
+            packet = av.Packet(chunk)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 25), index == 0
+            packet.pts = packet.dts = index
+            output.mux(packet)
+    plain.unlink()
+    return path
+
+
 def packets(path: str | Path) -> list[tuple[int, int]]:
-    """Position in the file and size of each packet of the video stream, empty ones included."""
+    """Position in the file and size of what each packet of the video stream holds, empty ones included."""
+    content = Path(path).read_bytes()
     with av.open(str(path)) as source:
+        # the position that FFmpeg gives is, depending on the container, that of a header before the content
         return [
-            (packet.pos, packet.size) for packet in source.demux(source.streams.video[0]) if packet.dts is not None
+            (content.index(bytes(packet), packet.pos), packet.size)
+            for packet in source.demux(source.streams.video[0])
+            if packet.dts is not None
         ]
 
 

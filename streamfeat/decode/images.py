@@ -65,7 +65,9 @@ class ImageStream:
             raise
         self._pictures = itertools.chain([first], self._pictures)
         kind = Image.registered_extensions()[paths[0].suffix.lower()].lower()
-        self.info = StreamInfo(width, height, fps=0.0, codec=kind, decoder=ImageDecoder.name)
+        self.info = StreamInfo(
+            width, height, fps=0.0, codec=kind, decoder=ImageDecoder.name, frames_hint=len(paths)
+        )
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for chunk in self._preprocessor.chunks(self._pictures, self._device):

@@ -15,6 +15,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from streamfeat.decode.base import DecodeError, StreamInfo
+from streamfeat.decode.matroska import is_cut_off
 from streamfeat.decode.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 #: A video is this file and nothing else: a playlist that is called .mp4 must not open addresses.
 _OPTIONS = {"protocol_whitelist": "file"}
-
-#: Codecs with packets that hold no picture to show: there, fewer frames than packets mean nothing.
-_WITH_HIDDEN_FRAMES = frozenset({"vp8"})
-
 
 class PyAVDecoder:
     """Decodes whatever FFmpeg decodes, and gives the frames that FFmpeg itself would give.
@@ -137,12 +134,14 @@ class Pictures:
     def __iter__(self) -> Iterator[np.ndarray]:
         given = 0
         for picture in self._file.pictures():
+            if self._threads > 1 and self._file.decode_errors:
+                break
             given += 1
             yield picture
-        # An error while several threads hand over their last frames takes the frames behind it along. That
-        # there are too few is all that shows; one thread alone then knows how many there are.
+        # Several threads hand an error on to other frames than one thread does, and an error while they hand
+        # over their last frames takes the frames behind it along; that there are too few may be all that shows.
         file = self._file
-        if self._threads > 1 and file.codec not in _WITH_HIDDEN_FRAMES and given + file.refused < file.packets:
+        if self._threads > 1 and (file.decode_errors or given < file.shown_packets):
             file.close()
             self._file = _File(self._path, 1)
             yield from itertools.islice(self._file.pictures(), given, None)
@@ -152,6 +151,7 @@ class _File:
     """An open file with a video stream in it, to be decoded once."""
 
     def __init__(self, path: os.PathLike[str], threads: int) -> None:
+        self._path = path
         self._container = open_container(path)
         try:
             self._stream = video_stream(self._container)
@@ -165,8 +165,13 @@ class _File:
         except BaseException:
             self._container.close()
             raise
-        #: packets that hold something; those the decoder refused; those it refused or had to repair
-        self.packets = self.refused = self.damaged = 0
+        #: packets that hold a frame to show; those that the decoder refused or had to repair
+        self.shown_packets = self.decode_errors = 0
+        self._breaks_off = False
+
+    @property
+    def damaged(self) -> int:
+        return self.decode_errors + self._breaks_off
 
     def close(self) -> None:
         self._container.close()
@@ -184,18 +189,21 @@ class _File:
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         for packet in self._packets():
-            self.packets += packet is not None
+            self.shown_packets += packet is not None and self._shows(packet)
             try:
                 frames = self._stream.codec_context.decode(packet)
             except EndOfStream:
                 return
             except FFmpegError:
-                self.refused += 1
-                self.damaged += 1
+                self.decode_errors += 1
                 continue
             for frame in frames:
-                self.damaged += frame.is_corrupt
+                self.decode_errors += frame.is_corrupt
                 yield frame
+
+    def _shows(self, packet: av.Packet) -> bool:
+        """Whether a packet holds a frame to show: VP8 has frames that others only refer to (RFC 6386, 9.1)."""
+        return self.codec != "vp8" or bool(memoryview(packet)[0] & 0x10)
 
     def _packets(self) -> Iterator[av.Packet | None]:
         """Packets that hold something, then None, which makes the decoder give its last frames."""
@@ -204,9 +212,10 @@ class _File:
             try:
                 packet = next(packets, None)
             except FFmpegError:  # the file breaks off; FFmpeg takes that for its end
-                self.damaged += 1
+                self._breaks_off = True
                 break
             if packet is None:
+                self._breaks_off = "matroska" in self._container.format.name and is_cut_off(self._path)
                 break
             if packet.size:
                 yield packet
@@ -219,6 +228,8 @@ def open_container(path: os.PathLike[str]) -> InputContainer:
             raise DecodeError("the file is empty")
         # "file:" so that no part of a name is taken for a protocol
         return av.open(f"file:{os.fspath(path)}", options=_OPTIONS, **_METADATA)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DecodeError(error.strerror) from error
     except FFmpegError as error:
         raise DecodeError(f"FFmpeg cannot read it ({error.strerror}): not a video, or damaged at its start") from error
     except OSError as error:
