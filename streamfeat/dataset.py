@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -114,8 +113,6 @@ class FeatureDataset(Dataset[Sample]):
         # a forked worker inherits the handle, and with it the position that its parent reads at
         if self._reader is None or self._reader[0] != os.getpid():
             store = FeatureStore(self.path)
-            # at the latest when the process ends: HDF5 would do it after Python is gone, which it needs for this
-            weakref.finalize(self, store.close)
             self._reader = os.getpid(), store, Selection(store, self._stats, self._flatten)
         return self._reader[1:]
 

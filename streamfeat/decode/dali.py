@@ -1,4 +1,4 @@
-"""NVIDIA DALI: decode, resize and normalise in one graph, on the GPU, or on the CPU for the codecs that it can do there.
+"""NVIDIA DALI: decode, resize and normalise in one graph; on the GPU, or on the CPU for the codecs it can do there.
 
 One pipeline per video: a broken packet ends a whole pipeline, and must not take other videos along. DALI is not asked
 which frames a video has. What it returns says video and frame by number, and that, the count of the container's

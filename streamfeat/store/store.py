@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -26,6 +27,14 @@ _BLOCK = 8 * 1024 * 1024
 # What is read while a commit falls into it is read again. A commit takes milliseconds and follows work on a video.
 _PATIENCE_SECONDS = 10.0
 _T = TypeVar("_T")
+
+
+@atexit.register
+def _close_open_files() -> None:
+    """HDF5 closes what is still open after Python is gone, whose file objects it then calls: a segmentation fault."""
+    for file_id in h5py.h5f.get_obj_ids(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE):
+        if file_id.get_access_plist().get_driver() == h5py.h5fd.fileobj_driver:
+            h5py.File(file_id).close()
 
 
 class FeatureStore(Mapping[str, "StoredVideo"]):
