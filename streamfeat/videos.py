@@ -197,7 +197,7 @@ class _Shelf:
                 if video is not None:
                     return video
         below = " or ".join(display(Path(os.path.abspath(folder))) for folder in self._folders)
-        raise InputError(f"no video {printable(readings[0])!r} below {below}")
+        raise InputError(f"no video {readings[0]!r} below {below}")
 
     def _path(self, entry: str) -> Video | None:
         for folder in self._folders:
@@ -232,7 +232,7 @@ class _Shelf:
             if len(candidates) > 1:
                 one, other, *_ = candidates.values()
                 raise InputError(
-                    f"{printable(entry)!r} may be {display(one.path)} or {display(other.path)}; write more of its path"
+                    f"{entry!r} may be {display(one.path)} or {display(other.path)}; write more of its path"
                 )
             for video in candidates.values():
                 return dataclasses.replace(video, name=name)
