@@ -7,6 +7,7 @@ runs across, falls and lies there. The ground truth says in which frames the eve
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -203,6 +204,8 @@ def _draw_limb(
 def _write(path: Path, scene: Scene) -> None:
     import av
 
+    # SVT-AV1 prints its settings past FFmpeg's log, unless told to print errors only
+    os.environ.setdefault("SVT_LOG", "1")
     with av.open(str(path), "w") as output:
         # one thread: some encoders give other bytes with more
         stream = output.add_stream(scene.encoder, rate=FPS, options=_OPTIONS[scene.encoder] | {"threads": "1"})
