@@ -71,7 +71,7 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.output}: {self.done} videos done"
+            f"{self.output}: {self.done} video{'s' * (self.done != 1)} done"
             + (f", {self.skipped} were there already" if self.skipped else "")
             + (f", {len(self.failures)} failed" if self.failures else "")
         ]
@@ -223,8 +223,9 @@ def _to_do(videos: list[Video], store: StoreWriter, strict: bool) -> tuple[list[
 def _announce(reporter: Reporter, encoder: Encoder, decoders: Decoders, summary: Summary) -> None:
     if encoder.identity["source"] == "random":
         reporter.note("WARNING: the weights are random: these features mean nothing")
+    todo = summary.videos - summary.skipped
     reporter.note(
-        f"{summary.videos - summary.skipped} videos to do"
+        f"{todo} video{'s' * (todo != 1)} to do"
         + (f" ({summary.skipped} are in {summary.output} already)" if summary.skipped else "")
         + f": {encoder.identity['size']} in {encoder.precision} on {encoder.device}, "
         f"batches of {encoder.batch_size}, recipe {summary.recipe}, decoded by {decoders.label} in "

@@ -95,7 +95,7 @@ class Recipe:
     def count_clips(self, frames: int) -> int:
         """Number of clips in a video of ``frames`` frames.
 
-        With ``tail="pad"`` clips go on until every frame is in one; a video with no frame has no clip.
+        With ``tail="pad"`` one more follows where frames are left over; a video with no frame has no clip.
         """
         whole = max(0, (frames - self.clip_span) // self.clip_stride + 1)
         if self.tail == "drop" or frames == 0:

@@ -279,6 +279,7 @@ def test_features_that_are_not_finite_fail_the_video_and_are_never_stored(videos
         (["videos", "out.txt"], ".h5"),
         (["videos", "nowhere/out.h5"], "nowhere"),
         (["videos", "folder.h5"], "folder"),
+        (["videos", "pipe.h5"], "pipe"),
         (["videos", "text.h5"], "text.h5"),
         (["videos", "plain.h5"], "plain.h5"),
         (["videos", "newer.h5"], "newer"),
@@ -302,6 +303,7 @@ def test_wrong_usage_is_exit_code_2_one_line_and_nothing_written(videos, tmp_pat
     (tmp_path / "nothing").mkdir()
     (tmp_path / "folder.h5").mkdir()
     (tmp_path / "text.h5").write_text("hello")
+    os.mkfifo(tmp_path / "pipe.h5")
     with h5py.File(tmp_path / "plain.h5", "w") as file:
         file["x"] = 1
     with h5py.File(tmp_path / "newer.h5", "w") as file:

@@ -258,6 +258,8 @@ def open_committed(path: str) -> tuple[CommittedFile, h5py.File]:
 
 
 def _open_file(path: str) -> CommittedFile:
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise NotAStore(f"{path}: is a pipe or a device; give the path of a file")  # opening it might never return
     try:
         return CommittedFile(path)
     except FileNotFoundError:
