@@ -270,15 +270,36 @@ def test_10_bit(codec, tmp_path):
     assert indices(assert_as_opencv(path, 8)) == list(range(8))
 
 
+def test_frames_that_are_never_shown_are_no_frames(tmp_path):
+    """VP8 may have frames that only others refer to: here the first one, once more."""
+    plain = write_video(tmp_path / "plain.webm", 20, codec="vp8")
+    path = tmp_path / "video.webm"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if not packet.size:
+                continue
+            coded = bytes(packet)
+            copies = [coded] if packet.pts else [coded, bytes([coded[0] & ~0x10]) + coded[1:]]
+            for offset, copy in enumerate(copies):
+                written = av.Packet(copy)
+                written.stream, written.time_base, written.is_keyframe = stream, packet.time_base, packet.is_keyframe
+                written.pts = written.dts = packet.pts + offset
+                output.mux(written)
+    assert len(packets(path)) == 21
+    assert_same(assert_as_opencv(path, 20), decode(plain)[0])
+
+
 def test_one_frame(tmp_path):
     path = write_video(tmp_path / "video.mp4", 1)
     assert indices(assert_as_opencv(path, 1)) == [0]
 
 
-def test_names_that_ffmpeg_would_take_for_something_else(tmp_path):
+def test_names_that_ffmpeg_would_take_for_something_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("a:b.mp4", "pipe:0.mp4", "100%03d.mp4", "with 'quotes' and spaces.mp4", "ünïcode-視頻.mp4"):
         shutil.move(write_video(tmp_path / "plain.mp4", 3), tmp_path / name)
-        assert indices(decode(tmp_path / name)[0]) == [0, 1, 2], name
+        assert indices(decode(Path(name))[0]) == [0, 1, 2], name
     undecodable = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4"))
     shutil.move(write_video(tmp_path / "plain.mp4", 3), undecodable)
     assert indices(decode(undecodable)[0]) == [0, 1, 2]
@@ -407,6 +428,18 @@ def test_truncated(codec, container, keep, tmp_path):
         threaded, count = decode(path, threads)
         assert_same(threaded, frames)
         assert count == 1
+
+
+def test_matroska_whose_length_was_not_known(tmp_path):
+    """As recorders write it that cannot go back: nothing tells that it is cut off, or that it is not."""
+    path = write_video(tmp_path / "video.mkv", 20)
+    content = bytearray(path.read_bytes())
+    size = content.index(bytes.fromhex("18538067")) + 4
+    assert content[size] == 1
+    content[size : size + 8] = bytes.fromhex("01ffffffffffffff")
+    path.write_bytes(content)
+    frames, damaged = decode(path)
+    assert indices(frames) == list(range(20)) and damaged == 0
 
 
 def test_truncated_before_the_index(tmp_path):
