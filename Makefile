@@ -24,5 +24,12 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m bench.encode --quick
+	$(BIN)/python -m bench.decode --quick
+	$(BIN)/python -m bench.extract --quick
+	$(BIN)/python -m bench.scale --quick
+
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -54,7 +54,7 @@ class _Numbers(click.ParamType):
 @click.option("--decoder", type=click.Choice(["auto", "dali", "pyav"]), default="auto", show_default=True,
               help="auto: DALI on a GPU, PyAV on a CPU.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
-              help="auto: fp16 on a GPU, bf16 on a CPU that has it, else fp32.")
+              help="auto: fp16 on a GPU, bf16 on a CPU where it is faster, else fp32.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples per step of the model.  [default: auto]")
 @click.option("--lanes", type=click.IntRange(1, 64), help="Videos decoded side by side.  [default: auto]")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
