@@ -7,7 +7,7 @@ import os
 
 from av.error import FFmpegError
 
-from streamfeat.decode.base import DecodeError
+from streamfeat.decode.base import FallBack
 from streamfeat.decode.pyav import is_turned, open_container, video_stream
 
 
@@ -28,16 +28,19 @@ class Probe:
 
 
 def probe(path: str | os.PathLike[str]) -> Probe:
-    """Open ``path`` and decode its first frame. Raises DecodeError."""
+    """Open ``path`` and decode its first frame.
+
+    Raises DecodeError if it cannot be opened, and FallBack if its first frame is damaged: PyAV steps over that.
+    """
     with open_container(path) as container:
         stream = video_stream(container)
         context = stream.codec_context
         try:
             frame = next(iter(container.decode(stream)), None)
         except FFmpegError as error:
-            raise DecodeError(f"its first frame cannot be decoded ({error.strerror})") from error
+            raise FallBack(f"its first frame cannot be decoded ({error.strerror})") from error
         if frame is None:
-            raise DecodeError("it holds no frame")
+            raise FallBack("it holds no frame")
         return Probe(
             frame.width, frame.height, float(stream.average_rate or stream.guessed_rate or 0),
             getattr(context.codec, "canonical_name", context.name), frame.format.name, is_turned(frame), stream.frames,
