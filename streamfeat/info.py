@@ -120,7 +120,7 @@ def info(path: str | os.PathLike[str]) -> StoreInfo:
             software=store.software,
             recipe=store.recipe,
             model=store.model,
-            dtype=store.dtype,
+            dtype=str(store.dtype),
             row_shape=shapes.pop() if shapes else (),
             videos=videos,
             failures={name: (failure.stage, failure.error) for name, failure in store.failures.items()},

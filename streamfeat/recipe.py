@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -78,8 +79,9 @@ class Recipe:
             self._check("resize_short", self.resize_short is not None,
                         f"given when there are {self.crops} crops (256 is usual)")
         self._check("channel_order", self.channel_order in ("rgb", "bgr"), "'rgb' or 'bgr'")
-        self._check("mean", len(self.mean) == 3, "three numbers")
-        self._check("std", len(self.std) == 3 and all(s > 0 for s in self.std), "three positive numbers")
+        self._check("mean", len(self.mean) == 3 and all(map(math.isfinite, self.mean)), "three numbers")
+        self._check("std", len(self.std) == 3 and all(1e-6 < value < 1e6 for value in self.std),
+                    "three positive numbers, on the 0..1 scale")
         self._check("stats", bool(self.stats) and set(self.stats) <= set(STATISTICS)
                     and len(set(self.stats)) == len(self.stats), f"different names out of {', '.join(STATISTICS)}")
 

@@ -88,7 +88,7 @@ def find_videos(inputs: Sequence[str | os.PathLike[str]], root: str | Path | Non
             if not _same_file(other.path, video.path):
                 raise InputError(
                     f"two videos would be called {video.name!r}: {display(other.path)} and {display(video.path)}; "
-                    "give the folder that holds both, or rename one"
+                    "rename one, or give a folder that holds both where they lie in different ones"
                 )
     if not found:
         looked_in = ", ".join(printable(os.fspath(given)) for given in inputs) or "no input"
@@ -110,6 +110,8 @@ def display(path: Path) -> str:
 
 
 def _find(given: str, root: Path | None) -> Iterator[Video]:
+    if not given:
+        raise InputError("an input is empty: give a file, a folder or @list.txt")
     path = Path(given)
     if given.startswith("@") and not path.exists():
         yield from _read_list(Path(given[1:]), root)
@@ -228,7 +230,9 @@ class _Shelf:
                         self._by_tail.setdefault("/".join(parts[start:]), []).append(video)
         # the extension of a list is not always that of the file: the published frame folders have none
         for name in (_name(Path(entry), "frames"), _name(Path(entry), "file")):
-            candidates = {os.path.realpath(video.path): video for video in self._by_tail.get(name, ())}
+            found = self._by_tail.get(name, ())
+            whole = [video for video in found if video.name == name]
+            candidates = {os.path.realpath(video.path): video for video in whole or found}
             if len(candidates) > 1:
                 one, other, *_ = candidates.values()
                 raise InputError(

@@ -105,12 +105,23 @@ def test_without_torch_s_private_operations_it_still_works(precision, monkeypatc
     assert least_cosine(load_encoder("random", **options).encode(clips_of(3)), wanted) > 0.9995
 
 
-def test_bf16_is_not_tried_where_torch_cannot_tell(monkeypatch):
-    encoder.cpu.gains_by_bf16.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        assert not encoder.cpu.gains_by_bf16()
-    encoder.cpu.gains_by_bf16.cache_clear()
+@pytest.mark.parametrize(
+    ("machine", "bf16", "tiles", "gains"),
+    [
+        ("x86_64", True, True, True), ("x86_64", True, False, False), ("AMD64", True, True, True),
+        ("aarch64", True, False, True), ("aarch64", False, False, False), ("x86_64", False, True, False),
+    ],
+)  # fmt: skip
+def test_what_the_machine_is_decides_the_precision(monkeypatch, machine, bf16, tiles, gains):
+    monkeypatch.setattr(encoder.cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    assert encoder.cpu.gains_by_bf16() is gains
+
+
+def test_bf16_is_not_taken_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    assert not encoder.cpu.gains_by_bf16()
 
 
 def test_the_caller_s_threads_stay_as_they_were():

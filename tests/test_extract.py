@@ -83,6 +83,28 @@ def test_quiet_prints_nothing(videos, tmp_path):
     assert result.exit_code == 0 and result.output == ""
 
 
+def test_quiet_prints_failures(videos, tmp_path):
+    (videos / "empty.mp4").write_bytes(b"")
+    result = run("--quiet", videos, tmp_path / "out.h5")
+    assert result.exit_code == 1 and result.output == "streamfeat: empty: the file is empty\n"
+
+
+def test_info_for_people_and_for_scripts(videos, tmp_path):
+    (videos / "empty.mp4").write_bytes(b"")
+    run("--quiet", videos, tmp_path / "out.h5")
+    said = CliRunner().invoke(main, ["info", str(tmp_path / "out.h5")], catch_exceptions=False)
+    assert said.exit_code == 0
+    for part in ("2: 6 clips, 27 frames", "wsvad", "vit_tiny", "clips x 3 x 128, float32", "empty: decode: the"):
+        assert part in said.stdout
+    found = json.loads(
+        CliRunner().invoke(main, ["info", "--json", str(tmp_path / "out.h5")], catch_exceptions=False).stdout
+    )
+    assert found["clips"] == 6 and found["dtype"] == "float32" and found["row_shape"] == [3, 128]
+    assert found["videos"]["a"]["frames"] == 18 and found["failures"] == {"empty": ["decode", "the file is empty"]}
+    missing = CliRunner().invoke(main, ["info", str(tmp_path / "none.h5")])
+    assert missing.exit_code == 2 and "none.h5" in missing.stderr
+
+
 def test_features_do_not_depend_on_company_batches_or_lanes(videos, tmp_path):
     write_video(videos / "c.mkv", 30, codec="hevc", size=(64, 48))
     common = dict(SMALL_PYTHON, precision="fp32")
@@ -319,7 +341,7 @@ def test_wrong_usage_is_exit_code_2_one_line_and_nothing_written(videos, tmp_pat
 
 def test_an_output_that_cannot_be_written(videos):
     result = run(videos, "/proc/out.h5")
-    assert result.exit_code == 2 and "/proc/out.h5" in result.stderr
+    assert result.exit_code == 2 and "/proc/out.h5: cannot be written" in result.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):

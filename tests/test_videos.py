@@ -270,6 +270,11 @@ def test_a_bare_name_may_have_a_part_of_the_path(tmp_path):
     assert names(write_list(tmp_path / "list.txt", "Abuse/1\nArson/1.mp4\n")) == ["Abuse/1", "Arson/1"]
 
 
+def test_a_name_as_streamfeat_gives_it_is_never_ambiguous(tmp_path):
+    touch(tmp_path, "a.mp4", "sub/a.webm")
+    assert names(write_list(tmp_path / "list.txt", "a\nsub/a\n")) == ["a", "sub/a"]
+
+
 def test_a_bare_name_at_two_places(tmp_path):
     touch(tmp_path, "Abuse/1.mp4", "Arson/1.mp4")
     text = error(write_list(tmp_path / "list.txt", "Abuse/1\n\n1\n"))

@@ -21,8 +21,8 @@ class _NumberOrNone(click.ParamType):
     name = "integer|none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "none":
-            return value
+        if str(value).lower() == "none":
+            return "none"
         try:
             return int(value)
         except ValueError:
@@ -54,7 +54,7 @@ class _Numbers(click.ParamType):
 @click.option("--decoder", type=click.Choice(["auto", "dali", "pyav"]), default="auto", show_default=True,
               help="auto: DALI on a GPU, PyAV on a CPU.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True,
-              help="auto: fp16 on a GPU, bf16 on a CPU where it is faster, else fp32.")
+              help="auto: fp16 on a GPU, bf16 on a CPU with AMX or an ARM one with bf16, else fp32.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples per step of the model.  [default: auto]")
 @click.option("--lanes", type=click.IntRange(1, 64), help="Videos decoded side by side.  [default: auto]")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
@@ -114,6 +114,9 @@ def command(inputs: tuple[str, ...], output: str, recipe_name: str, quiet: bool,
         click.echo(json.dumps(summary.to_dict(), indent=2))
     elif not quiet:
         click.echo(str(summary), err=True)
+    else:
+        for name, reason in summary.failures.items():
+            click.echo(f"streamfeat: {name}: {reason}", err=True)
     if signal_number is not None and not summary.complete:
         if not quiet:
             click.echo("stopped; the same command goes on where this one ended", err=True)

@@ -8,8 +8,8 @@ from the system costs a page fault every 4 KiB, which together can take as long 
 from __future__ import annotations
 
 import functools
+import platform
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,26 +23,19 @@ from streamfeat.model.vit import Block, VideoTransformer
 _MOST_WORKERS = 16
 
 
-@functools.cache
 def gains_by_bf16() -> bool:
-    """Whether matrix products are faster in bf16 than in fp32 on this machine.
+    """Whether this machine is of a kind whose matrix products are faster in bf16 than in fp32.
 
     Instructions for bf16 are not enough: Sapphire Rapids without its matrix tiles (AMX), as many virtual machines have
-    it, does half as many operations a second in bf16 as in fp32. So both are timed, for a few milliseconds.
+    it, does half as many operations a second in bf16 as in fp32. So x86 counts with AMX alone. What the machine is
+    decides, and never a timing: the same command must give the same numbers on a busy machine.
     """
     if not _has("_is_mkldnn_bf16_supported"):
         return False
-
-    def seconds(dtype: torch.dtype) -> float:
-        left, right = torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            F.linear(left, right)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(has_tiles and has_tiles())
 
 
 def _has(feature: str) -> bool:

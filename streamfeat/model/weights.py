@@ -104,6 +104,8 @@ def load(source: str | Path | None = None, size: str | None = None, *, seed: int
     if source is None:
         source = DEFAULT if size is None else _hub_id(size)
     source = str(source)
+    if not source:
+        raise WeightsError("the weights are an empty name; give a file, a Hugging Face id, or random")
     if source == RANDOM:
         return _random(SIZES[size or "vit_b"], seed)
     path = _locate(source)
@@ -163,6 +165,9 @@ def _from_hub(repo: str) -> Path:
     """The checkpoint in the local cache, downloaded if it is not there yet."""
     import huggingface_hub
     from huggingface_hub import errors
+
+    # each of its retries would be a warning; the one error below says it all
+    huggingface_hub.utils.logging.set_verbosity_error()
 
     def fetch(name: str, **options: bool) -> Path:
         return Path(huggingface_hub.hf_hub_download(repo, name, **options))

@@ -28,6 +28,8 @@ class WriterLock:
             try:
                 self._lock.acquire()
             except Timeout:
+                if not os.path.exists(self._lock_path):
+                    raise StoreError(f"{path}: cannot be written there; choose a folder you may write to") from None
                 if holder is not None:
                     with contextlib.suppress(FileNotFoundError):
                         _write_holder(self._lock_path, *holder)
