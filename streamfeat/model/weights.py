@@ -165,9 +165,10 @@ def _from_hub(repo: str) -> Path:
     """The checkpoint in the local cache, downloaded if it is not there yet."""
     import huggingface_hub
     from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
     # each of its retries would be a warning; the one error below says it all
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.set_verbosity_error()
 
     def fetch(name: str, **options: bool) -> Path:
         return Path(huggingface_hub.hf_hub_download(repo, name, **options))
