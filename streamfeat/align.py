@@ -142,6 +142,8 @@ def align(store: str | os.PathLike[str], source: str | os.PathLike[str], *,
             by_video = read_video_labels(video_labels) if video_labels is not None else {}
             alignment = _compare(reader, recipe, frames, labels, by_video)
             starts = {video.video: reader[video.video].start_frame for video in alignment.videos if video.match}
+        if all(video.match is None and video.label is None for video in alignment.videos):
+            raise LabelError(f"{source}: has no label for any video of {store}; nothing was written")
         if strict and alignment.loses_data:
             return alignment
         writer.clear_labels()

@@ -188,6 +188,16 @@ def test_labels_that_make_no_sense_change_nothing(store, tmp_path, labels, said)
     assert store.read_bytes() == before
 
 
+@pytest.mark.parametrize("labels", [{}, {"nobody": [0, 1]}])
+@pytest.mark.parametrize("strict", [False, True])
+def test_labels_for_no_video_leave_the_old_ones(store, tmp_path, labels, strict):
+    path = write_pickle(tmp_path / "none.pickle", labels)
+    before = store.read_bytes()
+    with pytest.raises(LabelError, match="no label for any video"):
+        align(store, path, strict=strict)
+    assert store.read_bytes() == before
+
+
 def test_two_candidates_are_an_error(tmp_path):
     store = write_store(tmp_path / "out.h5", {"train/a": 32, "test/a": 32})
     with pytest.raises(LabelError, match=r"'a.mp4' could be any of the videos test/a, train/a"):

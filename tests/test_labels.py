@@ -307,3 +307,17 @@ def test_conversion_keeps_old_output_when_it_fails(tmp_path):
     with pytest.raises(LabelError):
         convert_labels(tmp_path / "gt.json", output)
     assert output.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_outputs_never_destroy_what_is_not_an_older_pickle(tmp_path):
+    source = tmp_path / "gt.json"
+    source.write_text(json.dumps({"a": [0, 1]}))
+    precious = tmp_path / "out.h5"
+    precious.write_bytes(b"\x89HDF")
+    for output, video_output in [(source, None), (precious, None), (tmp_path / "x.pickle", precious),
+                                 (tmp_path / "x.pickle", tmp_path / "x.pickle")]:
+        with pytest.raises(LabelError, match="choose another output"):
+            convert_labels(source, output, video_output=video_output)
+    assert precious.read_bytes() == b"\x89HDF" and not (tmp_path / "x.pickle").exists()
+    convert_labels(source, tmp_path / "x.pickle")
+    convert_labels(source, tmp_path / "x.pickle")  # an older pickle is replaced

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from streamfeat.labels.errors import LabelError
 from streamfeat.labels.names import Match, VideoNames
 from streamfeat.labels.publish import write_frame_labels, write_video_labels
 from streamfeat.labels.read import read_labels
 from streamfeat.store import FeatureStore
 from streamfeat.stored import frames_of
+
+#: first byte of every pickle of protocol 2 and later, which is what is written here
+_PICKLE_START = b"\x80"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ def convert_labels(source: str | os.PathLike[str], output: str | os.PathLike[str
 
     Raises LabelError for labels that cannot be read or matched, StoreError for the store, OSError for the output.
     """
+    _check_outputs([output] if video_output is None else [output, video_output], [source, store, test_list])
     if store is None:
         labels = read_labels(source, None, test_list)
         names = {name: name for name in labels.frame}
@@ -51,9 +56,25 @@ def convert_labels(source: str | os.PathLike[str], output: str | os.PathLike[str
         names = {video: match.name for video, match in matches.items()}
         variants = tuple(match for match in matches.values() if match.variant)
         without_video = tuple(unmatched)
+        if not names:
+            raise LabelError(f"{source}: has no label for any video of {store}; nothing was written")
     frame = {video: (labels.frame[name] > 0).astype(np.uint8) for video, name in names.items()}
     video = {**labels.video, **{name: int(values.any()) for name, values in frame.items()}}
     write_frame_labels(output, frame)
     if video_output is not None:
         write_video_labels(video_output, video)
     return Converted(labels.form, frame, video, variants, without_video)
+
+
+def _check_outputs(outputs: Sequence[str | os.PathLike[str]], inputs: Sequence[str | os.PathLike[str] | None]) -> None:
+    """Raise LabelError where writing would destroy something that is not an older pickle."""
+    taken = {os.path.realpath(path) for path in inputs if path is not None}
+    for output in outputs:
+        path = os.path.realpath(output)
+        if path in taken:
+            raise LabelError(f"{output}: is read or written already; choose another output")
+        taken.add(path)
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                if file.read(1) != _PICKLE_START:
+                    raise LabelError(f"{output}: exists and is not a pickle; choose another output")
