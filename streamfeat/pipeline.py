@@ -308,7 +308,7 @@ class _Run:
     def _encode(self, batch: Batch) -> None:
         try:
             features = np.asarray(self._encoder.encode(batch.samples))
-        except RuntimeError as error:
+        except (RuntimeError, ModelError) as error:
             raise RunError(
                 f"the model broke off: {str(error).splitlines()[0]}; what was done is kept, "
                 "and the same command goes on where this one ended"

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Protocol, TextIO
 
+from tqdm import tqdm
+
 
 @dataclasses.dataclass
 class Counters:
@@ -93,23 +95,26 @@ class Lines:
 
 
 class Bar:
-    """A progress bar over videos, for terminals."""
+    """A progress bar over videos, for terminals. It appears with the first update."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=0, unit="video", delay=0.001, file=stream or sys.stderr, dynamic_ncols=True, leave=False,
-            bar_format="{n_fmt}/{total_fmt} videos |{bar}| {desc}",
-        )
+        self._stream = stream or sys.stderr
+        self._bar: tqdm | None = None
         self._started, self._drawn = time.monotonic(), 0.0
 
     def note(self, text: str) -> None:
-        self._bar.write(text, file=self._bar.fp)
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.write(text, file=self._stream)
 
     def update(self, counters: Counters) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=counters.videos_total, file=self._stream, dynamic_ncols=True, leave=False,
+                bar_format="{n_fmt}/{total_fmt} videos |{bar}| {desc}",
+            )  # fmt: skip
         seconds = time.monotonic() - self._started
-        self._bar.total = counters.videos_total
         self._bar.n = counters.done + counters.failed
         left = counters.left(seconds)
         text = describe(counters, seconds) + (f", {_clock(left)} left" if left is not None else "")
@@ -120,7 +125,8 @@ class Bar:
             self._bar.refresh()
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def choose(quiet: bool) -> Reporter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -114,13 +113,12 @@ class Recipe:
         name = self.name if self.name.endswith("+changes") else f"{self.name}+changes"
         return dataclasses.replace(self, **{"name": name, **changes})
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """The recipe that ``to_json`` wrote. Raises RecipeError on unknown fields."""
-        fields = json.loads(text)
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe with these fields, as ``dataclasses.asdict`` gives them and stores hold them.
+
+        Raises RecipeError on unknown fields.
+        """
         unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise RecipeError(f"unknown recipe fields: {', '.join(sorted(unknown))}")
@@ -173,12 +171,3 @@ PRESETS: Mapping[str, Preset] = {
                "XD-Violence (Wu et al., ECCV 2020); order of torchvision's FiveCrop"),
     )
 }
-
-
-def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Fields, other than the name, in which two recipes differ: ``{field: (ours, theirs)}``."""
-    return {
-        field.name: (getattr(ours, field.name), getattr(theirs, field.name))
-        for field in dataclasses.fields(Recipe)
-        if field.name != "name" and getattr(ours, field.name) != getattr(theirs, field.name)
-    }

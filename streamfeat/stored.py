@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from streamfeat.recipe import Recipe
@@ -12,7 +10,7 @@ from streamfeat.store import FeatureStore, StoredVideo
 
 def recipe_of(store: FeatureStore) -> Recipe:
     """The recipe that the features of ``store`` were made with."""
-    return Recipe.from_json(json.dumps(store.recipe))
+    return Recipe.from_dict(store.recipe)
 
 
 def frames_of(store: FeatureStore) -> dict[str, int]:

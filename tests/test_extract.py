@@ -1,5 +1,6 @@
 """The command as a user meets it: every input, every refusal, every exit code."""
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import streamfeat
+from streamfeat import progress
 from streamfeat.cli import main
+from streamfeat.model import Encoder, ModelError
 from streamfeat.pipeline import ExtractError, RunError
 from streamfeat.progress import Quiet
 
@@ -411,18 +414,28 @@ def test_interrupted_then_continued(tmp_path, number, code):
 
 
 def test_progress_lines_when_not_on_a_terminal(videos, tmp_path, capsys, monkeypatch):
-    from streamfeat import progress
-
     streamfeat.extract(videos, tmp_path / "out.h5", reporter=progress.Lines(every=0), **SMALL_PYTHON)
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("2/2 videos, 6 clips, ") and "frames/s" in line for line in lines), lines
 
 
-def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, monkeypatch):
-    from streamfeat.model import Encoder
+def test_the_bar_tells_where_the_run_is(videos, tmp_path):
+    terminal = io.StringIO()
+    streamfeat.extract(videos, tmp_path / "out.h5", reporter=progress.Bar(terminal), **SMALL_PYTHON)
+    said = terminal.getvalue()
+    assert "the weights are random" in said and "2 videos to do" in said
+    assert "0/0 videos" not in said
+    bar = progress.Bar(terminal)
+    bar.update(progress.Counters(videos_total=4, done=1, failed=1, clips=9, frames=144, bytes_total=8, bytes_done=2.0))
+    bar.close()
+    drawn = terminal.getvalue().removeprefix(said)
+    assert "2/4 videos" in drawn and "9 clips" in drawn and "1 failed" in drawn and " left" in drawn
 
+
+@pytest.mark.parametrize("kind", [RuntimeError, ModelError])
+def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, monkeypatch, kind):
     def broken(self, clips):
-        raise RuntimeError("the device fell off the bus")
+        raise kind("the device fell off the bus")
 
     monkeypatch.setattr(Encoder, "encode", broken)
     with pytest.raises(RunError, match="fell off the bus"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -142,7 +143,8 @@ class Lanes:
         except _Stopped:
             pass
         finally:
-            self._put_last()
+            with contextlib.suppress(_Stopped):
+                self._put(None)
 
     def _decode(self, video: Video) -> None:
         try:
@@ -198,7 +200,7 @@ class Lanes:
                 continue
         raise _Stopped
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: Event | None) -> None:
         while not self._stopped.is_set():
             try:
                 self._events.put(event, timeout=_POLL)
@@ -206,14 +208,6 @@ class Lanes:
             except queue.Full:
                 continue
         raise _Stopped
-
-    def _put_last(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._events.put(None, timeout=_POLL)
-                return
-            except queue.Full:
-                continue
 
 
 class _Stopped(BaseException):
