@@ -8,11 +8,14 @@ video at a time with as many threads as the machine has cores, as each library d
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,31 +153,45 @@ SIDES = {
 }  # fmt: skip
 
 
-def available() -> dict[str, Callable[[Path], int]]:
-    """The sides that run here; a line on standard error for each that does not."""
-    found = {}
-    for name, make in SIDES.items():
-        try:
-            found[name] = make()
-        except (ImportError, OSError, RuntimeError) as error:
-            print(f"skipped: {name}: {str(error).splitlines()[0]}", file=sys.stderr)
-    return found
+def unavailable(name: str) -> str | None:
+    """Why a side does not run here, None if it does."""
+    try:
+        SIDES[name]()
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
-def measure(path: Path, sides: dict[str, Callable[[Path], int]], rounds: int) -> dict[str, Any]:
-    """Frames per second of each side on one video, the median of ``rounds`` in turn."""
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    counts = {}
+def _child(name: str, path: Path, rounds: int) -> None:
+    """Print frames and seconds of each of ``rounds`` passes of one side over one video."""
+    run = SIDES[name]()
+    passes = []
     for _ in range(rounds):
-        for name, run in list(sides.items()):
-            started = time.perf_counter()
-            try:
-                counts[name] = run(path)
-            except Exception as error:  # a peer that cannot decode this codec
-                counts[name] = 0
-                print(f"{path.name}: {name}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
-                continue
-            rates[name].append(counts[name] / (time.perf_counter() - started))
+        started = time.perf_counter()
+        frames = run(path)
+        passes.append((frames, time.perf_counter() - started))
+    print(json.dumps(passes))
+
+
+def measure(path: Path, sides: list[str], rounds: int) -> dict[str, Any]:
+    """Frames per second of each side on one video: the median of ``rounds`` passes.
+
+    Each side has a process of its own: each brings its own FFmpeg, and one that crashes ends only itself.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    counts = dict.fromkeys(sides, 0)
+    for name in sides:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.decode", "--side", name, "--rounds", str(rounds), str(path)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["crashed"])[-1]
+            print(f"{path.name}: {name}: {why[:120]}", file=sys.stderr)
+            continue
+        passes = json.loads(done.stdout.splitlines()[-1])
+        counts[name] = passes[0][0]
+        rates[name] = [frames / seconds for frames, seconds in passes]
     result: dict[str, Any] = {"video": path.name, "frames": counts["streamfeat PyAV"]}
     for name in SIDES:
         if name in sides:
@@ -190,10 +207,21 @@ def measure(path: Path, sides: dict[str, Callable[[Path], int]], rounds: int) ->
 def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("videos", nargs="*", type=Path, help="besides the made ones")
+    parser.add_argument("--side", help=SUPPRESS)
+    parser.add_argument("--rounds", type=int, help=SUPPRESS)
     options = parser.parse_args()
+    if options.side:
+        _child(options.side, options.videos[0], options.rounds)
+        return
     from bench.media import surveillance_video
 
-    sides = available()
+    sides = []
+    for name in SIDES:
+        reason = unavailable(name)
+        if reason is None:
+            sides.append(name)
+        else:
+            print(f"skipped: {name}: {reason}", file=sys.stderr)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for height, size in HEIGHTS.items():

@@ -86,7 +86,8 @@ class DaliDecoder:
 class DaliStream:
     """The frames of one video, from one pipeline that runs in a thread of its own.
 
-    The thread is abandoned, not joined, when the pipeline hangs: nothing can interrupt it.
+    ``close`` waits for the thread, since a process that ends amid a pipeline's end is aborted. It is abandoned only
+    when the pipeline hangs: nothing can interrupt that.
     """
 
     def __init__(self, path: str, recipe: Recipe, device: torch.device, info: StreamInfo, watchdog: float) -> None:
@@ -96,7 +97,9 @@ class DaliStream:
         self._sequences: queue.Queue[tuple[np.ndarray, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
         # raises what the geometry forbids here, in the caller's thread
         self._graph = _graph(path, recipe, device, info)
-        threading.Thread(target=self._produce, name="dali", daemon=True).start()
+        self._hung = False
+        self._thread = threading.Thread(target=self._produce, name="dali", daemon=True)
+        self._thread.start()
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         while (found := self._next()) is not None:
@@ -115,11 +118,14 @@ class DaliStream:
 
     def close(self) -> None:
         self._closed.set()
+        if not self._hung:
+            self._thread.join(self._watchdog)
 
     def _next(self) -> tuple[np.ndarray, torch.Tensor] | None:
         try:
             found = self._sequences.get(timeout=self._watchdog)
         except queue.Empty:
+            self._hung = True
             raise FallBack(f"nothing came for {self._watchdog:.0f} seconds") from None
         if isinstance(found, BaseException):
             raise FallBack(_first_line(found)) from found
