@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +18,11 @@ import numpy as np
 from streamfeat.labels import LabelError, Labels, Match, VideoNames, read_labels, read_video_labels
 from streamfeat.recipe import Recipe
 from streamfeat.store import FeatureStore, StoredVideo, StoreWriter
-from streamfeat.stored import frames_of, recipe_of
+from streamfeat.stored import aligned_clips, frames_of, recipe_of
+from streamfeat.text import counted
 
+#: frames of a clip in the published pipeline, whatever the recipe here; its pickles have so many labels for each
+PUBLISHED_CLIP = 16
 ClipLabel = Literal["any", "majority", "fraction"]
 #: names of unused labels that the table lists; --json has them all
 _SHOWN_NAMES = 10
@@ -84,11 +87,14 @@ class VideoAlignment:
     #: video-level: 1 anomalous, 0 normal, None unknown
     label: int | None
     oddities: tuple[Oddity, ...]
+    #: the store has labels of it that these do not replace
+    loses_earlier: bool
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "video": self.video, "clips": self.clips, "frames": self.frames, "labels": self.labels, "kept": self.kept,
-            "video_label": self.label, "matched_by": self.match.variant or "name" if self.match else None,
+            "video_label": self.label, "loses_earlier_labels": self.loses_earlier,
+            "matched_by": self.match.variant or "name" if self.match else None,
             "name_in_labels": self.match.name if self.match else None,
             "oddities": [dataclasses.asdict(oddity) for oddity in self.oddities],
         }
@@ -105,7 +111,7 @@ class Alignment:
 
     @property
     def loses_data(self) -> bool:
-        """Whether labels or clips are left out anywhere."""
+        """Whether labels or clips are left out anywhere, or labels go that the store has."""
         return bool(self.without_video) or any(odd.loses_data for video in self.videos for odd in video.oddities)
 
     @property
@@ -128,7 +134,7 @@ def align(store: str | os.PathLike[str], source: str | os.PathLike[str], *,
 
     ``source`` is anything that :func:`streamfeat.labels.read_labels` reads; ``video_labels`` adds video-level
     labels for videos whose frames have none. Features are not touched. With ``strict`` nothing is written when
-    labels or clips would be left out.
+    labels or clips would be left out, or a video would lose labels that it has.
 
     Raises LabelError for labels that cannot be read or matched, StoreError for the store.
     """
@@ -184,31 +190,61 @@ def _compare_video(video: StoredVideo, recipe: Recipe, frames: int, labels: Labe
     name, clips = video.name, video.clips
     if match is None:
         label = told if told is not None else labels.video.get(name)
-        missing = "no labels" if label is None else "no frame labels"
-        return VideoAlignment(name, clips, frames, None, None, None, label, (Oddity(missing),))
+        oddities = [Oddity("no labels" if label is None else "no frame labels")]
+        lost = _lost(video, None, label)
+        return VideoAlignment(name, clips, frames, None, None, None, label, (*oddities, *lost), bool(lost))
     values = labels.frame[match.name]
     kept = count_aligned_clips(video.start_frame, frames, len(values), recipe)
     anomalous = int((values > 0).any())
     label = anomalous if told is None else told
-    oddities = []
-    # 16 T in the published pickles, for videos whose frames nobody counted
-    if len(values) != frames and len(values) == clips * recipe.clip_stride:
-        oddities.append(Oddity(f"as many labels as {recipe.clip_stride} x clips, not as frames: "
-                               "usual for normal training videos"))
-    elif abs(len(values) - frames) > recipe.clip_span:
-        oddities.append(Oddity(f"{abs(len(values) - frames)} {'more' if len(values) > frames else 'fewer'} labels "
-                               "than frames", loses_data=True))
+    oddities = [*_lengths(values, frames, clips, recipe)]
     if clips == 0:
         oddities.append(Oddity("no clips: the video is shorter than one"))
     elif kept == 0:
         oddities.append(Oddity("empty after alignment", loses_data=True))
+    elif kept < clips:
+        oddities.append(Oddity(f"{clips - kept} of its clips {'has' if clips - kept == 1 else 'have'} no labels",
+                               loses_data=True))
     if not np.isin(values, (0, 1)).all():
         odd = np.setdiff1d(values, (0, 1))
         oddities.append(Oddity(f"labels other than 0 and 1 ({', '.join(f'{value:g}' for value in odd[:3])}"
                                f"{', ...' if len(odd) > 3 else ''}): above 0 counts as 1", loses_data=True))
-    if told is not None and told < anomalous:
-        oddities.append(Oddity("labelled normal as a video, but not in every frame"))
-    return VideoAlignment(name, clips, frames, match, len(values), kept, label, tuple(oddities))
+    if label != anomalous:
+        oddities.append(Oddity("labelled anomalous as a video, but in no frame" if label else
+                               "labelled normal as a video, but not in every frame"))
+    elif kept and anomalous and not label_clips(_binary(values), video.start_frame[:kept], frames, recipe).any():
+        oddities.append(Oddity("anomalous in none of its clips"))
+    lost = _lost(video, kept, label)
+    return VideoAlignment(name, clips, frames, match, len(values), kept, label, (*oddities, *lost), bool(lost))
+
+
+def _lengths(values: np.ndarray, frames: int, clips: int, recipe: Recipe) -> Iterator[Oddity]:
+    """How many labels ``values`` (S,) has beside ``frames``; the clips that have none are told elsewhere."""
+    more = len(values) - frames
+    if more == 0:
+        return
+    # in the published pickles, for videos whose frames nobody counted
+    if len(values) and len(values) in (clips * recipe.clip_stride, frames // PUBLISHED_CLIP * PUBLISHED_CLIP):
+        each = recipe.clip_stride if len(values) == clips * recipe.clip_stride else PUBLISHED_CLIP
+        yield Oddity(f"as many labels as {each} x clips, not as frames: usual for normal training videos")
+        return
+    text = f"{counted(abs(more), 'more label' if more > 0 else 'fewer label')} than frames"
+    if more > 0 and (values[frames:] > 0).any():
+        text += f", {np.count_nonzero(values[frames:] > 0)} of them anomalous"
+    yield Oddity(text, loses_data=abs(more) > recipe.clip_span)
+
+
+def _lost(video: StoredVideo, kept: int | None, label: int | None) -> list[Oddity]:
+    """What the video has of labels in the store, and would not have with ``kept`` clips and ``label``."""
+    before = video.aligned_clips
+    if before is not None and kept is None:
+        return [Oddity("loses the labels that it had" if label is None else "loses the frame labels that it had",
+                       loses_data=True)]
+    if before is not None and kept < aligned_clips(video):
+        return [Oddity(f"fewer clips with labels than the {before} before", loses_data=True)]
+    if kept is None and label is None and video.labels is not None:
+        return [Oddity("loses the labels that it had", loses_data=True)]
+    return []
 
 
 def table(alignment: Alignment) -> list[str]:
@@ -228,4 +264,6 @@ def table(alignment: Alignment) -> list[str]:
     lines += [f"labels without a video: {name}" for name in unused[:_SHOWN_NAMES]]
     if len(unused) > _SHOWN_NAMES:
         lines.append(f"labels without a video: {len(unused) - _SHOWN_NAMES} more")
+    if lost := sum(video.loses_earlier for video in alignment.videos):
+        lines.append(f"labels lost that were there: {counted(lost, 'video')}")
     return lines

@@ -144,9 +144,9 @@ def test_every_oddity_is_said(tmp_path):
             for video in alignment.videos}
     assert said["none"] == (["no labels"], False)
     assert said["longer"] == (["36 more labels than frames"], True)
-    assert said["shorter"] == (["100 fewer labels than frames"], True)
+    assert said["shorter"] == (["100 fewer labels than frames", "6 of its clips have no labels"], True)
     assert said["clips"] == (["as many labels as 16 x clips, not as frames: usual for normal training videos"], False)
-    assert said["empty"] == (["empty after alignment"], True)
+    assert said["empty"] == (["15 fewer labels than frames", "empty after alignment"], True)
     assert said["soft"] == (["labels other than 0 and 1 (0.5, 2): above 0 counts as 1"], True)
     assert said["short"] == (["no clips: the video is shorter than one"], False)
     assert said["normal"] == (["labelled normal as a video, but not in every frame"], False)
@@ -164,6 +164,74 @@ def test_strict_writes_nothing_when_data_would_be_lost(store, tmp_path):
     alignment = align(store, lossy, strict=True)
     assert alignment.loses_data and not alignment.written and store.read_bytes() == before
     assert align(store, write_pickle(tmp_path / "ok.pickle", {"01_0014": [0] * 100}), strict=True).written
+
+
+def remarks(alignment, video):
+    found = next(found for found in alignment.videos if found.video == video)
+    return [oddity.text for oddity in found.oddities]
+
+
+@pytest.mark.parametrize(("labels", "said", "loses"), [
+    ([0] * 100, [], False),
+    ([0] * 99, ["1 fewer label than frames"], False),
+    ([0] * 97, ["3 fewer labels than frames"], False),
+    ([0] * 96, ["as many labels as 16 x clips, not as frames: usual for normal training videos"], False),
+    ([0] * 95, ["5 fewer labels than frames", "1 of its clips has no labels"], True),
+    ([0] * 101, ["1 more label than frames"], False),
+    ([0] * 50 + [1] * 54, ["4 more labels than frames, 4 of them anomalous"], False),
+    ([0] * 116 + [1], ["17 more labels than frames, 1 of them anomalous", "anomalous in none of its clips"], True),
+    ([0] * 98 + [1] * 2, ["anomalous in none of its clips"], False),
+])
+def test_lengths_that_differ_are_said_and_strict_where_clips_are_lost(store, tmp_path, labels, said, loses):
+    """Of a video of 100 frames and 6 clips, one of which ends at frame 96."""
+    before = store.read_bytes()
+    alignment = align(store, write_pickle(tmp_path / "gt.pickle", {"01_0014": labels}), strict=True)
+    assert remarks(alignment, "01_0014") == said
+    assert alignment.loses_data == loses and alignment.written != loses and (store.read_bytes() == before) == loses
+
+
+def test_as_many_labels_as_published_clips_have_frames_is_usual_for_every_recipe(tmp_path):
+    """Clips overlap here: the last of them has no labels, which is lost."""
+    store = write_store(tmp_path / "out.h5", {"a": 100}, Recipe(clip_stride=4))
+    alignment = align(store, write_pickle(tmp_path / "gt.pickle", {"a": [0] * 96}))
+    assert remarks(alignment, "a") == [
+        "as many labels as 16 x clips, not as frames: usual for normal training videos", "1 of its clips has no labels"]
+    assert alignment.loses_data
+
+
+def test_labels_that_were_there_and_would_be_gone_are_lost(store, tmp_path):
+    first = write_pickle(tmp_path / "first.pickle", {"01_0014": [1] * 100, "01_001": [0] * 170, "short": [0] * 10})
+    whole = write_pickle(tmp_path / "whole.pickle", {"Abuse001_x264": [1.0]})
+    align(store, first, video_labels=whole)
+    before = store.read_bytes()
+    second = write_pickle(tmp_path / "second.pickle", {"01_0014": [1] * 60})
+    refused = align(store, second, strict=True)
+    assert refused.loses_data and not refused.written and store.read_bytes() == before
+    assert remarks(refused, "01_001") == ["no labels", "loses the labels that it had"]
+    assert remarks(refused, "Abuse/Abuse001_x264") == ["no labels", "loses the labels that it had"]
+    assert remarks(refused, "01_0014")[-1] == "fewer clips with labels than the 6 before"
+    assert table(refused)[-1] == "labels lost that were there: 4 videos"
+    result = invoke(store, second, "--strict")
+    assert result.exit_code == 1 and "nothing was written" in result.output and store.read_bytes() == before
+    align(store, second, video_labels=write_pickle(tmp_path / "w.pickle", {"01_001": 0}))
+    again = align(store, second, strict=True)
+    assert remarks(again, "01_001") == ["no labels", "loses the labels that it had"], "also those of a whole video"
+    assert not align(store, first, strict=True, video_labels=whole).loses_data
+
+
+def test_frame_labels_that_become_labels_of_whole_videos_are_lost(store, tmp_path):
+    align(store, write_pickle(tmp_path / "a.pickle", {"01_0014": [1] * 100, "01_001": [0] * 170}))
+    alignment = align(store, write_pickle(tmp_path / "b.pickle", {"01_001": [0] * 170}),
+                      video_labels=write_pickle(tmp_path / "v.pickle", {"01_0014": 1}), strict=True)
+    assert remarks(alignment, "01_0014") == ["no frame labels", "loses the frame labels that it had"]
+    assert not alignment.written
+
+
+def test_labels_of_a_video_and_of_its_frames_that_disagree(store, tmp_path):
+    alignment = align(store, write_pickle(tmp_path / "gt.pickle", {"01_0014": [0] * 100, "01_001": [1] * 170}),
+                      video_labels=write_pickle(tmp_path / "v.pickle", {"01_0014": 1, "01_001": 0}))
+    assert remarks(alignment, "01_0014") == ["labelled anomalous as a video, but in no frame"]
+    assert remarks(alignment, "01_001") == ["labelled normal as a video, but not in every frame"]
 
 
 def test_names_by_variant_are_shown(store, tmp_path):
@@ -247,7 +315,8 @@ def test_the_command_as_json(store, tmp_path):
     assert found["written"] and not found["loses_data"] and found["labels_without_video"] == []
     video = found["videos"][0] if found["videos"][0]["video"] == "01_0014" else found["videos"][1]
     assert video == {"video": "01_0014", "clips": 6, "frames": 100, "labels": 100, "kept": 6, "video_label": 1,
-                     "matched_by": "extension", "name_in_labels": "01_0014.avi", "oddities": []}
+                     "loses_earlier_labels": False, "matched_by": "extension",
+                     "name_in_labels": "01_0014.avi", "oddities": []}
 
 
 def test_strict_exits_with_1_and_wrong_labels_with_2(store, tmp_path):

@@ -18,7 +18,7 @@ from streamfeat.cli.errors import FAILED, one_line
               help="The list of videos that one flat array of labels follows.")
 @click.option("--clip-label", type=click.Choice(["any", "majority", "fraction"]), default="any", show_default=True,
               help="A clip is anomalous when any of its frames is, when at least half are, or by their share.")
-@click.option("--strict", is_flag=True, help="Write nothing, and exit with 1, when labels or clips would be left out.")
+@click.option("--strict", is_flag=True, help="Write nothing, and exit with 1, when labels or clips would be lost.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def command(store: str, source: str, video_labels: str | None, test_list: str | None, clip_label: str, strict: bool,
@@ -45,5 +45,5 @@ def command(store: str, source: str, video_labels: str | None, test_list: str | 
     else:
         click.echo("\n".join(table(alignment)))
     if strict and alignment.loses_data:
-        click.echo("streamfeat: labels or clips would be left out (see the table): nothing was written", err=True)
+        click.echo("streamfeat: labels or clips would be lost (see the table): nothing was written", err=True)
         raise SystemExit(FAILED)
