@@ -13,9 +13,10 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="a fake drive
 ASK = """
 import ctypes, dataclasses, json
 from streamfeat.decode import nvdec
+from streamfeat.driver import DriverError
 try:
     problem = nvdec.query({index}) and None
-except nvdec.Unavailable as error:
+except DriverError as error:
     problem = str(error)
 try:
     balance = ctypes.CDLL("libcuda.so.1").fake_balance()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 
+from streamfeat.driver import Cuda, DriverError, load
+
 #: FFmpeg's name of a codec -> its number in the enum cudaVideoCodec
 _CODECS = {
     "mpeg1video": 0,
@@ -23,10 +25,6 @@ _CODECS = {
     "av1": 11,
 }
 _CHROMA_420 = 1
-
-
-class Unavailable(Exception):
-    """NVDEC cannot be asked; one line that says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,60 +76,25 @@ def capabilities(device_index: int = 0) -> dict[str, Capability]:
     """What CUDA device ``device_index`` decodes, by FFmpeg's names; empty where that cannot be had. Never raises."""
     try:
         return query(device_index)
-    except Unavailable:
+    except DriverError:
         return {}
 
 
 def query(device_index: int = 0) -> dict[str, Capability]:
-    """As ``capabilities``, but raises Unavailable with the reason."""
-    cuda = _load("libcuda.so.1", "no NVIDIA driver")
-    cuvid = _load("libnvcuvid.so.1", "the driver's video part is not here")
+    """As ``capabilities``, but raises DriverError with the reason."""
+    cuda = Cuda()
+    cuvid = load("libnvcuvid.so.1")
     try:
-        return _query(cuda, cuvid, device_index)
-    except AttributeError as error:
-        raise Unavailable(f"the driver is too old: {error}") from None
-
-
-def _query(cuda: ctypes.CDLL, cuvid: ctypes.CDLL, device_index: int) -> dict[str, Capability]:
-    device, context = ctypes.c_int(), ctypes.c_void_p()
-    _check(cuda, "cuInit", cuda.cuInit(0))
-    _check(cuda, "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), device_index))
-    # the one that torch and DALI use too, so that asking takes no memory of its own beside them
-    _check(cuda, "cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
-    try:
-        _check(cuda, "cuCtxPushCurrent", cuda.cuCtxPushCurrent_v2(context))
-        try:
-            _check(cuda, "cuvidGetDecoderCaps", cuvid.cuvidGetDecoderCaps(ctypes.byref(_asking(_CODECS["h264"]))))
-            found = {codec: _capability(cuvid, number) for codec, number in _CODECS.items()}
-        finally:
-            cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    finally:
-        release = getattr(cuda, "cuDevicePrimaryCtxRelease_v2", None) or cuda.cuDevicePrimaryCtxRelease
-        release(device)
-    return {codec: capability for codec, capability in found.items() if capability}
-
-
-def _capability(cuvid: ctypes.CDLL, codec: int) -> Capability | None:
-    caps = _asking(codec)
-    # an error here is a codec that is younger than the driver
-    if cuvid.cuvidGetDecoderCaps(ctypes.byref(caps)) or not caps.supported:
-        return None
-    return Capability(caps.engines, caps.min_width, caps.min_height, caps.max_width, caps.max_height)
-
-
-def _asking(codec: int) -> _DecodeCaps:
-    return _DecodeCaps(codec=codec, chroma=_CHROMA_420, bit_depth_minus_8=0)
-
-
-def _load(name: str, missing: str) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(name)
-    except OSError as error:
-        raise Unavailable(f"{missing} ({error})") from None
-
-
-def _check(cuda: ctypes.CDLL, call: str, code: int) -> None:
-    if code:
-        text = ctypes.c_char_p()
-        cuda.cuGetErrorString(code, ctypes.byref(text))
-        raise Unavailable(f"{call}: {(text.value or b'').decode(errors='replace') or f'error {code}'}")
+        ask = cuvid.cuvidGetDecoderCaps
+    except AttributeError:
+        raise DriverError("the driver is too old, it has no cuvidGetDecoderCaps") from None
+    found = {}
+    with cuda.context(device_index):
+        for codec, number in _CODECS.items():
+            caps = _DecodeCaps(codec=number, chroma=_CHROMA_420, bit_depth_minus_8=0)
+            # an error here is a codec that is younger than the driver
+            if ask(ctypes.byref(caps)) == 0 and caps.supported:
+                found[codec] = Capability(
+                    caps.engines, caps.min_width, caps.min_height, caps.max_width, caps.max_height
+                )
+    return found
