@@ -21,6 +21,7 @@ from streamfeat.labels import (
     write_frame_labels,
     write_video_labels,
 )
+from streamfeat.labels.flat import read_list
 from streamfeat.recipe import Recipe
 from tests.feature_stores import write_store
 
@@ -72,7 +73,10 @@ def test_names_of_python_2_are_text(tmp_path):
     ("gt.npy", b"\x93NUMPY", "not a .npy"),
     ("gt.mat", b"", "not a form that labels are read from"),
     ("gt.txt", b"", "nothing in it"),
-    ("gt.txt", b"read me first", "line 1"),
+    ("gt.txt", b"read me first", r"line 1: 'me' is no number of a frame; a line is 'name category start end \.\.\.'"),
+    ("gt.txt", b"01_0014\n01_0015\n", "line 1: no interval; a line is .* or 'name start end ...' .XD-Violence"),
+    ("gt.txt", b"01_0014 1\n01_001 0\n", "line 1: a start without an end; a line is"),
+    ("gt.txt", b"a.mp4 Abuse\n", "line 1: no interval"),
     ("gt.txt", b"a.mp4 Abuse 1 2\nb.mp4 1 2", "line 2: no category"),
 ])
 def test_broken_files_say_what_is_wrong(tmp_path, form, content, said):
@@ -169,7 +173,8 @@ def test_an_annotation_beyond_the_frames_shows(tmp_path):
     ("a_label_G 10", "line 1: a start without an end"),
     ("a_label_G 10 5", "line 1: no interval of frames: 10 to 5"),
     ("a_label_G 0 999999999999", "no interval of frames"),
-    ("a_label_G 0 nan", "line 1"),
+    ("a_label_G 0 nan", "line 1: 'nan' is no number of a frame"),
+    ("a_label_G 0 1e999", "line 1: '1e999' is no number of a frame"),
     ("a_label_G 0 1\na_label_G 2 3", "line 2: 'a_label_G' is annotated twice"),
 ])
 def test_bad_annotations_name_the_line(tmp_path, line, said):
@@ -211,10 +216,20 @@ def test_an_array_that_was_made_for_other_features(tmp_path):
     with pytest.raises(LabelError, match=said):
         read_labels(tmp_path / "gt.npy", {"a": 8096, "b": 16}, tmp_path / "test.list")
     (tmp_path / "test.list").write_text("a\nc\n")
-    with pytest.raises(LabelError, match="1 of its videos are not in the store, 'c' first"):
+    with pytest.raises(LabelError, match="1 of its videos is not in the store, 'c' first"):
         read_labels(tmp_path / "gt.npy", {"a": 8096, "b": 16}, tmp_path / "test.list")
-    with pytest.raises(LabelError, match="give --list"):
+    with pytest.raises(LabelError, match=r"give --list with the list that it follows$"):
         read_labels(tmp_path / "gt.npy", {"a": 8096})
+    with pytest.raises(LabelError, match=r"give --videos with the store that has their frames$"):
+        read_labels(tmp_path / "gt.npy", None, tmp_path / "test.list")
+    with pytest.raises(LabelError, match="give --list with the list that it follows and --videos with the store"):
+        read_labels(tmp_path / "gt.npy")
+
+
+def test_a_list_has_one_name_a_line_whatever_is_in_it(tmp_path):
+    """What Unicode takes for the end of a line is part of a name."""
+    (tmp_path / "test.list").write_bytes("\ufeffa\u2028b\r\n\nc\x85d \r e\n".encode())
+    assert read_list(tmp_path / "test.list") == ["a\u2028b", "c\x85d", "e"]
 
 
 def test_video_labels(tmp_path):

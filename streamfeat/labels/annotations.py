@@ -34,6 +34,7 @@ MAX_FRAMES = 20_000_000
 #: as UCF-Crime has them: ``Normal``, ``RoadAccidents``
 _CATEGORY = re.compile(r"[A-Z][A-Za-z_]+")
 _TRACKS = "_tracks.txt"
+_LINES = "a line is 'name category start end ...' (UCF-Crime) or 'name start end ...' (XD-Violence)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,15 @@ def read_annotation(path: Path) -> Annotation:
         if ucf_crime:
             category = next((at for at in (1, 2) if at < len(fields) and _CATEGORY.fullmatch(fields[at])), None)
             if category is None:
-                raise LabelError(f"{path}, line {number}: no category, as the lines before it have")
+                raise LabelError(f"{path}, line {number}: no category, as the lines before it have; {_LINES}")
             fields = [fields[0], *fields[category + 1 :]]
         try:
+            # a list of names without any would make normal videos of all of them
+            if len(fields) == 1:
+                raise ValueError("no interval")
             found = _pairs(fields[1:], inclusive=ucf_crime)
         except ValueError as error:
-            raise LabelError(f"{path}, line {number}: {error}") from None
+            raise LabelError(f"{path}, line {number}: {error}; {_LINES}") from None
         if fields[0] in intervals:
             raise LabelError(f"{path}, line {number}: {fields[0]!r} is annotated twice")
         intervals[fields[0]] = found
@@ -153,10 +157,17 @@ def _pairs(fields: list[str], inclusive: bool) -> list[tuple[int, int]]:
         raise ValueError("a start without an end")
     intervals = []
     for start, end in zip(fields[::2], fields[1::2], strict=True):
-        first, last = int(float(start)), int(float(end))
+        first, last = _frame(start), _frame(end)
         if first < 0 and last < 0:
             continue
         if not 0 <= first <= last <= MAX_FRAMES:
             raise ValueError(f"no interval of frames: {start} to {end}")
         intervals.append((first, last + inclusive))
     return intervals
+
+
+def _frame(text: str) -> int:
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no number of a frame") from None

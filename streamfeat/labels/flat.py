@@ -17,6 +17,7 @@ import numpy as np
 from streamfeat.labels.errors import LabelError
 from streamfeat.labels.names import VideoNames
 from streamfeat.labels.values import frame_labels
+from streamfeat.text import counted
 
 #: frames of a clip in every project that keeps its labels so
 CLIP = 16
@@ -34,7 +35,7 @@ def read_list(path: str | Path) -> list[str]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{path}: cannot be read as a list ({error})") from None
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line.strip() for line in text.split("\n") if line.strip()]
     if not names:
         raise LabelError(f"{path}: an empty list")
     return names
@@ -48,8 +49,9 @@ def split_flat(source: Path, labels: np.ndarray, test_list: str | Path | None,
     do not add up to the array under any of the ways to count clips.
     """
     if test_list is None or videos is None:
-        raise LabelError(f"{source}: one array for many videos; give --list with the list that it follows "
-                         "and --videos with the store that has their frames")
+        missing = ["--list with the list that it follows"] if test_list is None else []
+        missing += ["--videos with the store that has their frames"] if videos is None else []
+        raise LabelError(f"{source}: one array for many videos; give {' and '.join(missing)}")
     labels = frame_labels(str(source), labels)
     order: dict[str, str] = {}
     names = VideoNames(videos)
@@ -61,8 +63,9 @@ def split_flat(source: Path, labels: np.ndarray, test_list: str | Path | None,
         else:
             order.setdefault(match.video, name)  # ten crops of a video are ten lines in some lists
     if missing:
-        raise LabelError(f"{test_list}: {len(missing)} of its videos are not in the store, {missing[0]!r} first: "
-                         "without their frames the array cannot be split")
+        absent = counted(len(missing), "of its videos is", "of its videos are")
+        raise LabelError(f"{test_list}: {absent} not in the store, {missing[0]!r} first: without their frames the "
+                         "array cannot be split")
     totals = []
     for how, count in _CLIP_COUNTS:
         lengths = [CLIP * count(videos[video]) for video in order]
