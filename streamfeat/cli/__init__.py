@@ -17,6 +17,7 @@ COMMANDS = {
     "labels": "Ground truth of any form into the published pickle.",
     "info": "What is inside a store, at a glance.",
     "verify": "Is a store what it says it is?",
+    "doctor": "What this machine can do, and what is missing.",
     "recipes": "The presets that decide the numbers.",
 }
 
