@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -9,11 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that another process has open
+    fcntl = None
+
 #: what Windows takes for a device, whatever its extension
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: bytes of one part of a path, on every common file system
 _LONGEST_PART = 255
+_UNFINISHED = ".*.part"
 
 
 class UnsafeName(ValueError):
@@ -44,6 +51,17 @@ def check_name(name: str) -> list[str]:
     return parts
 
 
+def locate_inside(root: str | Path, name: str) -> Path:
+    """The path ``root/name``, known to be inside ``root``; nothing is made.
+
+    Raises UnsafeName as :func:`path_inside`.
+    """
+    path = Path(root, *check_name(name))
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(root)):
+        raise UnsafeName(f"{path.parent} is a link that leads out of {root}")
+    return path
+
+
 def path_inside(root: str | Path, name: str) -> Path:
     """The path ``root/name``, its folders made, and known to be inside ``root``.
 
@@ -65,13 +83,15 @@ def path_inside(root: str | Path, name: str) -> Path:
 def write_whole(path: str | Path, chunks: Iterable[Any]) -> None:
     """Write the bytes-like ``chunks`` to ``path``, which appears when they are all on the disk.
 
-    An existing file is replaced at that moment. Raises OSError, and leaves nothing behind then.
+    An existing file is replaced at that moment. Raises OSError, and leaves nothing behind then; what a killed
+    process leaves, :func:`remove_abandoned` removes.
     """
     path = Path(path)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with open(descriptor, "wb") as file:
+            _hold(file)
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
@@ -80,3 +100,18 @@ def write_whole(path: str | Path, chunks: Iterable[Any]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Remove from ``folder`` what processes left that were killed in :func:`write_whole`, but not what one writes."""
+    for part in Path(folder).glob(_UNFINISHED):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", part.name):
+            with contextlib.suppress(OSError), open(part, "r+b") as file:
+                _hold(file)
+                part.unlink()
+
+
+def _hold(file: Any) -> None:
+    """Lock ``file`` until it is closed. Raises BlockingIOError when another process has it locked."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

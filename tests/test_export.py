@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from streamfeat.align import align
 from streamfeat.cli import main
-from streamfeat.export import ExportError, export
+from streamfeat.export import ExportError, ExportRefused, export
 from streamfeat.files import UnsafeName, check_name, path_inside, write_whole
 from streamfeat.recipe import Recipe
 from streamfeat.store import FeatureStore
@@ -63,6 +64,10 @@ def features(store, name, clips):
 def tree(folder):
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])
 
 
 def test_fed_wsvad_is_read_by_the_published_rules(store, lists, tmp_path):
@@ -167,7 +172,7 @@ def test_rtfm_is_read_by_the_published_rules(tmp_path, lists):
     lists_made = [(tmp_path / f"rtfm/{split}.list").read_text() for split in ("train", "test")]
     train, test = (text.splitlines(keepends=True) for text in lists_made)
     assert [Path(line.strip()).name for line in train] == ["01_0014_i3d.npy", "01_001_i3d.npy"], "anomalous first"
-    assert any("1 anomalous videos first, then 1 normal" in note for note in exported.notes)
+    assert any("1 anomalous video first, then 1 normal one" in note for note in exported.notes)
     loaded = np.array(np.load(train[0].strip("\n"), allow_pickle=True), dtype=np.float32)
     assert loaded.transpose(1, 0, 2).shape == (10, 5, 8)
     assert np.array_equal(loaded, features(store, "testing/01_0014", 5)[:, :, 0])
@@ -204,8 +209,9 @@ def test_test_videos_need_frame_labels(store, tmp_path):
     listed = tmp_path / "list.txt"
     align(store, tmp_path / "frame.pickle")
     listed.write_text("01_0015\n02_0128\n")
-    with pytest.raises(ExportError, match="1 of the test videos have no frame labels, 'testing/02_0128' first"):
-        export(store, tmp_path / "out", layout="rtfm", flatten=True, test_list=listed)
+    for layout in ("rtfm", "xd", "fed-wsvad"):
+        with pytest.raises(ExportError, match="1 of the test videos has no frame labels, 'testing/02_0128' first"):
+            export(store, tmp_path / "out", layout=layout, flatten=True, test_list=listed)
     assert not (tmp_path / "out").exists()
 
 
@@ -219,17 +225,26 @@ def test_training_videos_without_a_label_are_left_out(tmp_path):
                                    ("fed-wsvad", "shanghaitech/train_split.txt", ["b", "a"])):
         exported = export(store, tmp_path / layout, layout=layout, stats=["mean"], train_list=tmp_path / "train.txt")
         assert [Path(line).name for line in (tmp_path / layout / file).read_text().split()] == expected
-        assert any("1 videos without a label left out, c first" in note for note in exported.notes)
+        assert any("1 video without a label left out, c first" in note for note in exported.notes)
+        (tmp_path / "none.txt").write_text("c\n")
+        with pytest.raises(ExportError, match="none of the training videos has a label"):
+            export(store, tmp_path / "other", layout=layout, stats=["mean"], train_list=tmp_path / "none.txt")
 
 
-def test_lists_say_what_they_name_in_vain(store, tmp_path):
-    listed = tmp_path / "list.txt"
-    listed.write_text("01_0015\n99_9999\n")
-    exported = export(store, tmp_path / "out", layout="fed-wsvad", test_list=listed)
-    assert any("1 of 2 names are not in the store, '99_9999' first" in note for note in exported.notes)
-    listed.write_text("99_9999\n")
-    with pytest.raises(ExportError, match="none of its names"):
-        export(store, tmp_path / "out", layout="fed-wsvad", test_list=listed)
+@pytest.mark.parametrize("layout", ["npy", "fed-wsvad", "rtfm", "safetensors"])
+@pytest.mark.parametrize(("train", "test", "said"), [
+    ("01_001", "01_0015\n99_9999", "test.txt: 1 name is not in the store, '99_9999' first"),
+    ("01_001\n99_1\n99_2", "01_0015", "train.txt: 2 names are not in the store, '99_1' first"),
+    ("01_0015\n01_001", "testing/01_0015.mp4", r"1 video is in .*train.txt and in .*test.txt, testing/01_0015 first"),
+    ("01_001", "short", "test.txt: none of its videos has a clip to export"),
+])
+def test_lists_that_name_what_is_not_there_or_one_video_twice(store, tmp_path, layout, train, test, said):
+    paths = {"train_list": tmp_path / "train.txt", "test_list": tmp_path / "test.txt"}
+    for path, names in zip(paths.values(), (train, test), strict=True):
+        path.write_text(names)
+    with pytest.raises(ExportError, match=said):
+        export(store, tmp_path / "out", layout=layout, stats=["mean"], **paths)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -250,14 +265,196 @@ def test_safetensors_are_read_in_slices(tmp_path, dtype, monkeypatch):
         assert index["videos"]["testing/01_0014"]["video_label"] == 1
 
 
-def test_existing_files_are_kept_unless_told(store, tmp_path):
+@pytest.mark.parametrize("layout", ["npy", "fed-wsvad", "rtfm", "xd", "safetensors"])
+def test_the_same_export_again_keeps_what_is_there_and_adds_what_is_not(store, lists, tmp_path, layout):
+    options = {"layout": layout, "stats": ["mean"], **lists}
+    exported = export(store, tmp_path / "out", **options)
+    before, files = tree(tmp_path / "out"), exported.written
+    assert len(before) == files and (exported.kept, exported.stale) == (0, ())
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again = export(store, tmp_path / "out", **options)
+    assert (again.written, again.kept) == (0, files) and tree(tmp_path / "out") == before
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+    gone = sorted(times)[0]
+    gone.unlink()
+    again = export(store, tmp_path / "out", **options)
+    assert (again.written, again.kept) == (1, files - 1) and tree(tmp_path / "out") == before
+    assert export(store, tmp_path / "out", overwrite=True, **options).written == files
+
+
+#: what makes another export of the same store, and a file in which it shows, for each layout
+OTHERWISE = {
+    "npy": ({"stats": None}, "testing/01_0014.npy"),
+    "fed-wsvad": ({"stats": ["max"]}, "shanghaitech/features_video/i3d/combine/01_0014/feature.npy"),
+    "rtfm": ({"stats": ["max"]}, "features/testing/01_0014_i3d.npy"),
+    "xd": ({"stats": ["max", "mean"], "flatten": True}, "features/testing/01_0014__0.npy"),
+    "safetensors": ({"stats": ["mean", "std"]}, "features-00001-of-00001.safetensors"),
+}
+
+
+@pytest.mark.parametrize("layout", OTHERWISE)
+def test_an_older_export_that_differs_is_refused(store, lists, tmp_path, layout):
+    changed, first = OTHERWISE[layout]
+    export(store, tmp_path / "out", **{"layout": layout, "stats": ["mean"], **lists})
+    old = tree(tmp_path / "out")
+    options = {"layout": layout, "stats": ["mean"], **lists, **changed}
+    (tmp_path / "out" / first).with_name("another.npy").write_bytes(b"")
+    kept = tree(tmp_path / "out")
+    with pytest.raises(ExportRefused, match=rf"there (is|are) not what this export would write, {first} first: .*--ov"):
+        export(store, tmp_path / "out", **options)
+    assert tree(tmp_path / "out") == kept, "nothing changed"
+    export(store, tmp_path / "out", overwrite=True, **options)
+    export(store, tmp_path / "fresh", **options)
+    new = tree(tmp_path / "out")
+    assert {name: new[name] for name in old if not name.endswith(".list")} == {
+        name: digest for name, digest in tree(tmp_path / "fresh").items() if not name.endswith(".list")}
+
+
+@pytest.mark.parametrize(("layout", "first"), [
+    ("rtfm", "features/testing/01_0014_i3d.npy"), ("xd", "features/testing/01_0014__0.npy"),
+    ("fed-wsvad", "shanghaitech/features_video/i3d/combine/01_0014/feature.npy"),
+])
+def test_other_labels_are_another_export(store, lists, tmp_path, layout, first):
+    export(store, tmp_path / "out", layout=layout, stats=["mean"], **lists)
+    before = tree(tmp_path / "out")
+    labels = {"01_001": [0] * 96, "01_0014": [1] * 70, "01_0015": [0] * 40, "02_0128": [0] * 64}
+    (tmp_path / "gt.json").write_text(json.dumps(labels))
+    align(store, tmp_path / "gt.json")
+    with pytest.raises(ExportRefused, match=f"[234] files there are not what this export would write, {first} first"):
+        export(store, tmp_path / "out", layout=layout, stats=["mean"], **lists)
+    assert tree(tmp_path / "out") == before
+
+
+def test_files_cut_off_longer_or_no_files_are_not_what_would_be_written(store, tmp_path):
     export(store, tmp_path / "npy", layout="npy")
-    path = tmp_path / "npy/training/01_001.npy"
-    path.write_bytes(b"mine")
-    exported = export(store, tmp_path / "npy", layout="npy")
-    assert (exported.written, exported.kept) == (0, 4) and path.read_bytes() == b"mine"
-    assert export(store, tmp_path / "npy", layout="npy", overwrite=True).written == 4
-    assert np.load(path).shape == (6, 3, 8)
+    path = tmp_path / "npy/testing/01_0014.npy"
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole + b"\0", b"", b"mine"):
+        path.write_bytes(content)
+        with pytest.raises(ExportRefused, match="1 file there is not what this export would write, testing/01_0014"):
+            export(store, tmp_path / "npy", layout="npy")
+        assert path.read_bytes() == content
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(ExportRefused, match=r"testing/01_0014\.npy first"):
+        export(store, tmp_path / "npy", layout="npy")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ExportRefused, match=r"testing/01_0014\.npy first"):
+        export(store, tmp_path / "npy", layout="npy")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ExportError, match="is a folder, where a file would be written"):
+        export(store, tmp_path / "npy", layout="npy", overwrite=True)
+
+
+@pytest.mark.parametrize(("layout", "file"), [
+    ("npy", "old/v1.npy"), ("rtfm", "features/v1_i3d.npy"), ("rtfm", "gt.npy"), ("xd", "train.list"),
+    ("fed-wsvad", "shanghaitech/features_video/i3d/combine/v1/feature.npy"),
+    ("fed-wsvad", "shanghaitech/train_split.txt"),
+    ("safetensors", "features-00001-of-00009.safetensors"),
+])
+def test_files_of_an_older_export_are_told_and_left(tmp_path, layout, file):
+    """As of a video that left the store, or of a list that is no longer given."""
+    store = write_store(tmp_path / "out.h5", {"v2": 40})
+    stale = tmp_path / "out" / file
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"old")
+    (tmp_path / "out" / "notes.txt").write_text("of somebody else")
+    exported = export(store, tmp_path / "out", layout=layout, stats=["mean"])
+    assert exported.stale == (file,) and stale.read_bytes() == b"old"
+    result = run(store, tmp_path / "out", "--layout", layout, "--stats", "mean")
+    assert result.exit_code == 0 and f"1 file there is no part of this export, {file} first" in result.output
+
+
+@pytest.mark.parametrize("layout", OTHERWISE)
+@pytest.mark.parametrize("damage", ["features", "start_frame"])
+def test_a_damaged_video_is_never_exported(store, lists, tmp_path, layout, damage):
+    with h5py.File(store, "r+") as file:
+        values = file["videos/testing/01_0014"][damage]
+        values[5:] = values[5:] + 1  # of a clip that is not even aligned
+    for overwrite in ([], ["--overwrite"]):
+        result = run(store, tmp_path / "out", "--layout", layout, "--stats", "mean", *overwrite)
+        assert result.exit_code == 1, result.output
+        assert "1 video is damaged (checksum), testing/01_0014 first: streamfeat verify" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_lacks_what_it_should_hold_is_one_line(store, tmp_path):
+    with h5py.File(store, "r+") as file:
+        del file["videos/testing/01_0014/start_frame"]
+    for layout in OTHERWISE:
+        result = run(store, tmp_path / "out", "--layout", layout, "--flatten")
+        assert result.exit_code == 1 and "1 video is damaged (checksum), testing/01_0014 first" in result.output
+        assert len(result.output.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_destination_that_is_a_file_or_below_one(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/testing").write_bytes(b"mine")
+    for destination, said in (("file", "file"), ("file/below", "file"), ("out", "testing")):
+        result = run(store, tmp_path / destination, "--layout", "npy")
+        assert result.exit_code == 2 and f"{said}: is no folder; choose another destination" in result.output
+        assert len(result.output.splitlines()) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["testing"]
+
+
+def test_a_destination_that_may_not_be_written_to(store, tmp_path, monkeypatch):
+    """The superuser, as whom tests may run, may write everywhere but there: so access is denied by hand."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "out")
+    with pytest.raises(ExportError, match="out: cannot be written to; choose a folder that you may write to"):
+        export(store, tmp_path / "out", layout="npy")
+
+
+def test_a_video_that_would_be_file_and_folder(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"a": 32, "a.npy/b": 32})
+    with pytest.raises(ExportError, match=r"a.npy would be both a file and the folder of a.npy/b.npy"):
+        export(store, tmp_path / "npy", layout="npy")
+    assert not (tmp_path / "npy").exists()
+
+
+KILLED = """
+import os, signal, sys
+from streamfeat import files
+from streamfeat.export import export
+replace, left = os.replace, int(sys.argv[4])
+def die_later(*paths):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    replace(*paths)
+files.os.replace = die_later
+export(sys.argv[1], sys.argv[2], layout=sys.argv[3], stats=["mean"])
+"""
+
+
+@pytest.mark.parametrize(("layout", "after"), [("fed-wsvad", 3), ("rtfm", 5), ("safetensors", 0)])
+def test_a_killed_export_goes_on_and_leaves_nothing_behind(store, tmp_path, layout, after):
+    export(store, tmp_path / "whole", layout=layout, stats=["mean"])
+    out = tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(store), str(out), layout, str(after)])
+    assert killed.returncode == -9 and len([path for path in tree(out) if path.endswith(".part")]) == 1
+    exported = export(store, out, layout=layout, stats=["mean"])
+    assert exported.kept == after and not exported.stale
+    assert tree(out).keys() == tree(tmp_path / "whole").keys()
+
+
+def test_what_another_process_writes_is_not_abandoned(tmp_path):
+    def chunks():
+        yield b"half"
+        subprocess.run([sys.executable, "-c", "import sys; from streamfeat.files import remove_abandoned\n"
+                        "remove_abandoned(sys.argv[1])", str(tmp_path)], check=True)
+        yield b" and half"
+
+    (tmp_path / ".0123456789abcdef.part").write_bytes(b"abandoned")
+    (tmp_path / ".mine.part").write_bytes(b"of somebody else")
+    write_whole(tmp_path / "file", chunks())
+    assert (tmp_path / "file").read_bytes() == b"half and half"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.part", "file"]
 
 
 @pytest.mark.parametrize("name", [
@@ -290,8 +487,8 @@ def test_nothing_is_written_outside_through_a_link(store, tmp_path, layout):
     (destination / "index.json").symlink_to(outside / "index.json")
     try:
         export(store, destination, layout=layout, stats=["mean"])
-    except UnsafeName as error:
-        assert "leads out of" in str(error)
+    except (UnsafeName, ExportRefused) as error:
+        assert "leads out of" in str(error) or "index.json first" in str(error)
     assert not list(outside.iterdir())
 
 
@@ -338,7 +535,9 @@ def test_the_command(store, lists, tmp_path):
     assert "4 videos, 17 clips of (3, 8): 7 files written\n" in result.output
     assert "left out: short: no clip to train on" in result.output
     result = CliRunner().invoke(main, arguments)
-    assert "0 files written, 7 kept (--overwrite replaces them)" in result.output
+    assert "0 files written, 7 were there already\n" in result.output
+    result = CliRunner().invoke(main, [*arguments, "--flatten"])
+    assert result.exit_code == 1 and "4 files there are not what this export would write" in result.output
     result = CliRunner().invoke(main, [*arguments, "--stats", "median"])
     assert result.exit_code == 2 and "no statistic median" in result.output
     result = CliRunner().invoke(main, [*arguments, "--json", "--overwrite"])

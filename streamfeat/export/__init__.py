@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamfeat.export.destination import Destination
-from streamfeat.export.errors import ExportError
+from streamfeat.export.errors import ExportError, ExportRefused
 from streamfeat.export.layouts import Job, fed_wsvad, npy, rtfm, xd
 from streamfeat.export.selection import Selection
 from streamfeat.export.shards import safetensors
 from streamfeat.files import check_name
 from streamfeat.labels.flat import read_list
 from streamfeat.labels.names import VideoNames
-from streamfeat.store import FeatureStore
+from streamfeat.store import FeatureStore, StoredVideo, StoreError
 from streamfeat.stored import aligned_clips, recipe_of
+from streamfeat.text import counted
 
-__all__ = ["LAYOUTS", "ExportError", "Exported", "export"]
+__all__ = ["LAYOUTS", "ExportError", "ExportRefused", "Exported", "export"]
 
 LAYOUTS = {"fed-wsvad": fed_wsvad, "npy": npy, "rtfm": rtfm, "xd": xd, "safetensors": safetensors}
 
@@ -33,11 +34,13 @@ class Exported:
     clips: int
     #: shape of one clip's feature in the files
     row_shape: tuple[int, ...]
-    #: files written, and existing files that were kept
+    #: files written, and files that were there already, equal to what would have been written
     written: int
     kept: int
     #: videos without a clip to train on, which no layout can hold
     empty: tuple[str, ...]
+    #: files of this layout at the destination that are no part of this export
+    stale: tuple[str, ...]
     #: what the user should know of the lists and the ground truth
     notes: tuple[str, ...]
 
@@ -60,13 +63,16 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
         flatten: statistics and channels in one dimension.
         train_list: videos for training, one name a line, under any spelling that ``align`` knows.
         test_list: videos for evaluation.
-        overwrite: replace files that exist; without it they are kept.
+        overwrite: replace files that exist; without it they must be what would be written, as after an
+            interrupted export.
 
     Features are float32, in ``safetensors`` as stored. No more than a few megabytes are in memory, however
-    long the videos are. Every file appears whole or not at all, and none outside ``destination``.
+    long the videos are. Every file appears whole or not at all, and none outside ``destination``. The features
+    are read twice: their checksums come before the first file.
 
-    Raises ExportError or LabelError before anything is written, UnsafeName for a name that leads out of
-    ``destination``, StoreError for the store, OSError for the destination.
+    Before anything is written, raises ExportError, LabelError for lists, UnsafeName for a name that leads out of
+    ``destination``, StoreError for the store, ExportRefused for damaged videos and for files that differ from
+    what would be written. Later OSError for the destination.
     """
     if layout not in LAYOUTS:
         raise ExportError(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
@@ -82,27 +88,58 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
                   videos, None, None, dataset)
         job.train = _listed(job, names, train_list)
         job.test = _listed(job, names, test_list)
-        LAYOUTS[layout](job)
+        if both := [name for name in job.train or () if name in set(job.test or ())]:
+            them = counted(len(both), "video is", "videos are")
+            raise ExportError(f"{them} in {train_list} and in {test_list}, {both[0]} first: what a detector is "
+                              "trained on says nothing as a test; take them out of one")
+        try:
+            LAYOUTS[layout](job)
+        except StoreError:
+            _check_intact(job)  # names the video
+            raise
+        _check_intact(job)
+        job.destination.write()
         return Exported(
             str(destination), layout, len(videos), sum(map(job.clips, videos)), job.selection.row_shape,
             job.destination.written, job.destination.kept,
-            tuple(name for name in names if name not in set(videos)), tuple(job.notes),
+            tuple(name for name in names if name not in set(videos)), job.destination.stale(), tuple(job.notes),
         )
 
 
+def _check_intact(job: Job) -> None:
+    """Raise ExportRefused where a video to export is not what was written."""
+    damaged = [name for name in job.videos if not _is_intact(job.store[name])]
+    if damaged:
+        them = counted(len(damaged), "video is", "videos are")
+        raise ExportRefused(f"{job.store.path}: {them} damaged (checksum), {damaged[0]} first: streamfeat verify "
+                            "says what to do")
+
+
+def _is_intact(video: StoredVideo) -> bool:
+    try:
+        return video.is_intact()
+    except StoreError:
+        return False
+
+
 def _listed(job: Job, names: Sequence[str], path: str | os.PathLike[str] | None) -> list[str] | None:
-    """The videos of a list that are exported, each once, in its order; what differs is noted."""
+    """The videos of a list that are exported, each once, in its order.
+
+    Raises ExportError for names that are not in the store.
+    """
     if path is None:
         return None
     known, exported = VideoNames(names), set(job.videos)
     matches = {line: known.find(line) for line in read_list(path)}
     missing = [line for line, match in matches.items() if match is None]
-    found = list(dict.fromkeys(match.video for match in matches.values() if match is not None))
     if missing:
-        job.notes.append(f"{path}: {len(missing)} of {len(matches)} names are not in the store, {missing[0]!r} first")
-    if not found:
-        raise ExportError(f"{path}: none of its names is in the store")
+        them = counted(len(missing), "name is", "names are")
+        raise ExportError(f"{path}: {them} not in the store, {missing[0]!r} first: extract them, or take them out of "
+                          "the list")
     variants = [match for match in matches.values() if match is not None and match.variant]
     if variants:
-        job.notes.append(f"{path}: {len(variants)} names matched by a variant, {variants[0]} first")
-    return [video for video in found if video in exported]
+        job.notes.append(f"{path}: {counted(len(variants), 'name')} matched by a variant, {variants[0]} first")
+    listed = list(dict.fromkeys(match.video for match in matches.values() if match and match.video in exported))
+    if not listed:
+        raise ExportError(f"{path}: none of its videos has a clip to export")
+    return listed

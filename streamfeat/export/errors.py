@@ -3,3 +3,7 @@
 
 class ExportError(ValueError):
     """The export cannot be made as asked; nothing of it was written."""
+
+
+class ExportRefused(ExportError):
+    """What is in the store or at the destination stands against the export; nothing of it was written."""

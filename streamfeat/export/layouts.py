@@ -9,6 +9,7 @@ has the same); RTFM ``dataset.py``, ``test_10crop.py`` and ``list/make_gt_ucf.py
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from streamfeat.labels.publish import frame_label_chunks, video_label_chunks
 from streamfeat.recipe import Recipe
 from streamfeat.store import FeatureStore
 from streamfeat.stored import aligned_clips, frame_labels, video_label
+from streamfeat.text import counted
 
 #: how often the detectors repeat each clip's score before they compare it with the labels of frames
 REPEATS = 16
@@ -48,27 +50,34 @@ class Job:
     def label(self, name: str) -> int | None:
         return video_label(self.store[name])
 
-    def write_features(self, file: str, name: str, crop: int | None = None) -> None:
-        """Write the features of the video ``name``, or one crop of them, as float32 ``.npy``."""
+    def add_features(self, file: str, name: str, crop: int | None = None) -> None:
+        """Plan the features of the video ``name``, or one crop of them, as float32 ``.npy``."""
         video, clips = self.store[name], self.clips(name)
         shape = self.selection.row_shape if crop is None else self.selection.crop_shape
-        self.destination.write_npy(file, (clips, *shape), "<f4", self.selection.blocks(video, clips, crop))
+        self.destination.add_npy(file, (clips, *shape), "<f4", lambda: self.selection.blocks(video, clips, crop))
 
-    def labelled(self, names: Sequence[str], file: str) -> list[str]:
-        """Those with a label of their own; that others are missing from ``file`` is noted."""
+    def trainable(self, names: Sequence[str], file: str) -> list[str]:
+        """Those with a label of their own; that others are missing from ``file`` is noted.
+
+        Raises ExportError where none has one.
+        """
         labelled = [name for name in names if self.label(name) is not None]
+        if not labelled:
+            raise ExportError("none of the training videos has a label: align the store with labels that have them "
+                              "(streamfeat align --video-labels), or give no --train-list")
         if len(labelled) < len(names):
             first = next(name for name in names if self.label(name) is None)
-            self.notes.append(f"{file}: {len(names) - len(labelled)} videos without a label left out, {first} first "
-                              "(streamfeat align --video-labels)")
+            self.notes.append(f"{file}: {counted(len(names) - len(labelled), 'video')} without a label left out, "
+                              f"{first} first (streamfeat align --video-labels)")
         return labelled
 
     def anomalous_first(self, names: Sequence[str]) -> list[str]:
         """Anomalous videos, then the others: the loaders cut their list after a number of lines."""
         anomalous = [name for name in names if self.label(name) == 1]
         normal = [name for name in names if self.label(name) == 0]
-        self.notes.append(f"train.list has {len(anomalous)} anomalous videos first, then {len(normal)} normal ones: "
-                          "the loaders cut it there by a number in their code (63 for ShanghaiTech, 810 for UCF-Crime)")
+        self.notes.append(f"train.list has {counted(len(anomalous), 'anomalous video')} first, then "
+                          f"{counted(len(normal), 'normal one')}: the loaders cut it there by a number in their code "
+                          "(63 for ShanghaiTech, 810 for UCF-Crime)")
         return anomalous + normal
 
     def clip_frame_labels(self, name: str) -> np.ndarray | None:
@@ -95,16 +104,23 @@ class Job:
             self.notes.append(f"the detectors repeat each score {REPEATS} times, and clips here have "
                               f"{self.recipe.clip_frames} frames: change that number in their evaluation")
 
-    def flat_ground_truth(self, names: Sequence[str]) -> np.ndarray:
-        """Labels of all clips' frames, one video after the other, float64.
+    def ground_truth(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of each video, the labels of its clips' frames, (clips, clip_frames).
 
-        Raises ExportError naming the videos whose frames have no labels.
+        Raises ExportError naming the videos whose frames have no labels: without them a detector cannot be
+        evaluated, and on fewer videos than the list has, it would be on another test.
         """
         labels = {name: self.clip_frame_labels(name) for name in names}
         missing = [name for name, values in labels.items() if values is None]
         if missing:
-            raise ExportError(f"{len(missing)} of the test videos have no frame labels, {missing[0]!r} first: "
-                              "align the store with labels that have them, or leave them out of the test list")
+            them = counted(len(missing), "of the test videos has", "of the test videos have")
+            raise ExportError(f"{them} no frame labels, {missing[0]!r} first: align the store with labels that have "
+                              "them, or leave them out of the test list")
+        return labels
+
+    def flat_ground_truth(self, names: Sequence[str]) -> np.ndarray:
+        """Labels of all clips' frames, one video after the other, float64. Raises ExportError as ``ground_truth``."""
+        labels = self.ground_truth(names)
         self.note_repeats()
         return np.concatenate([values.ravel() for values in labels.values()]).astype("<f8")
 
@@ -113,12 +129,17 @@ class Job:
         if self.test is not None:
             return list(self.test)
         train = set(self.train or ())
-        return [name for name in self.videos if name not in train and self.clip_frame_labels(name) is not None]
+        rest = [name for name in self.videos if name not in train and self.clip_frame_labels(name) is not None]
+        if rest:
+            self.notes.append(f"no --test-list: test.list has the {counted(len(rest), 'video')} with frame labels "
+                              f"{'that are not for training' if train else 'in the store'}")
+        return rest
 
 
 def npy(job: Job) -> None:
+    job.destination.claim("**/*.npy")
     for name in job.videos:
-        job.write_features(f"{name}.npy", name)
+        job.add_features(f"{name}.npy", name)
 
 
 def fed_wsvad(job: Job) -> None:
@@ -127,24 +148,26 @@ def fed_wsvad(job: Job) -> None:
     The loader lists the feature folder, so that a video's name is its last part here.
     """
     names = _last_parts(job.videos)
+    features, splits, truth = "features_video/i3d/combine", "{}_split.txt", "GT/{}_label.pickle"
+    job.destination.claim(*(f"{glob.escape(job.dataset)}/{pattern}" for pattern in (
+        f"{features}/*/feature.npy", *map(splits.format, ("train", "test")), *map(truth.format, ("frame", "video")))))
     for video in job.videos:
-        job.write_features(f"{job.dataset}/features_video/i3d/combine/{names[video]}/feature.npy", video)
+        job.add_features(f"{job.dataset}/{features}/{names[video]}/feature.npy", video)
     labels = {video: label for video in job.videos if (label := job.label(video)) is not None}
     if labels:
-        folder = f"{job.dataset}/GT"
-        job.destination.write(f"{folder}/video_label.pickle",
-                              video_label_chunks({names[video]: label for video, label in labels.items()}))
+        job.destination.add(f"{job.dataset}/{truth.format('video')}", lambda: video_label_chunks(
+            {names[video]: label for video, label in labels.items()}))
         frames = {names[video]: values for video in job.videos if (values := _evaluated(job, video)) is not None}
-        job.destination.write(f"{folder}/frame_label.pickle", frame_label_chunks(frames))
+        job.destination.add(f"{job.dataset}/{truth.format('frame')}", lambda: frame_label_chunks(frames))
         job.note_repeats()
     else:
         job.notes.append("no labels in the store: GT was not written; the detectors need it (streamfeat align)")
-    for split, videos in (("train", job.train), ("test", job.test)):
-        if videos is not None:
-            file = f"{split}_split.txt"
-            # the loader looks every line up in GT, where there is one
-            listed = job.labelled(videos, file) if labels else videos
-            job.destination.write_lines(f"{job.dataset}/{file}", [names[video] for video in listed])
+    if job.train is not None:
+        job.destination.add_lines(f"{job.dataset}/{splits.format('train')}",
+                                  [names[video] for video in job.trainable(job.train, splits.format("train"))])
+    if job.test is not None:
+        job.destination.add_lines(f"{job.dataset}/{splits.format('test')}",
+                                  [names[video] for video in job.ground_truth(job.test)])
 
 
 def rtfm(job: Job) -> None:
@@ -165,20 +188,21 @@ def xd(job: Job) -> None:
 
 
 def _lists(job: Job, files: Callable[[str], list[str]], crops: Sequence[int | None]) -> None:
-    test = job.test_or_rest()
-    ground_truth = job.flat_ground_truth(test) if test else None
+    job.destination.claim("features/**/*.npy", "train.list", "test.list", "gt.npy")
     for name in job.videos:
         for file, crop in zip(files(name), crops, strict=True):
-            job.write_features(file, name, crop)
+            job.add_features(file, name, crop)
     root = job.destination.root.resolve()
     if job.train is not None:
-        train = job.anomalous_first(job.labelled(job.train, "train.list"))
-        job.destination.write_lines("train.list", [str(root / file) for name in train for file in files(name)])
-    if ground_truth is None:
+        train = job.anomalous_first(job.trainable(job.train, "train.list"))
+        job.destination.add_lines("train.list", [str(root / file) for name in train for file in files(name)])
+    test = job.test_or_rest()
+    if not test:
         job.notes.append("no video with frame labels: test.list and gt.npy were not written (streamfeat align)")
         return
-    job.destination.write_lines("test.list", [str(root / file) for name in test for file in files(name)])
-    job.destination.write_npy("gt.npy", ground_truth.shape, "<f8", [ground_truth])
+    truth = job.flat_ground_truth(test)
+    job.destination.add_lines("test.list", [str(root / file) for name in test for file in files(name)])
+    job.destination.add_npy("gt.npy", truth.shape, "<f8", lambda: [truth])
 
 
 def _evaluated(job: Job, video: str) -> np.ndarray | None:

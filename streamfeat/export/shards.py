@@ -11,6 +11,7 @@ one a clip; ``index.json`` says which video is where.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -31,14 +32,15 @@ def safetensors(job: Job) -> None:
     dtype = job.store.dtype.str
     row_bytes = math.prod(job.selection.row_shape) * job.store.dtype.itemsize
     shards = _plan(job, row_bytes)
+    job.destination.claim("features-*-of-*.safetensors", "index.json")
     index: dict[str, Any] = {"recipe": job.store.recipe, "model": job.store.model, "videos": {}}
     for number, videos in enumerate(shards, 1):
         file = f"features-{number:05d}-of-{len(shards):05d}.safetensors"
-        job.destination.write(file, _chunks(job, videos, dtype))
+        job.destination.add(file, functools.partial(_chunks, job, videos, dtype))
         for name in videos:
             index["videos"][name] = {"file": file, "clips": job.clips(name), "frames": job.store[name].frames,
                                      "video_label": job.label(name)}
-    job.destination.write("index.json", [json.dumps(index, indent=1).encode()])
+    job.destination.add("index.json", lambda: [json.dumps(index, indent=1).encode()])
 
 
 def _plan(job: Job, row_bytes: int) -> list[list[str]]:
