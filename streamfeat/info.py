@@ -7,6 +7,8 @@ import os
 from typing import Any
 
 from streamfeat.store import FeatureStore
+from streamfeat.stored import frame_labels, video_label
+from streamfeat.text import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +21,12 @@ class VideoInfo:
     decoder: str
     #: packets of the source that could not be decoded
     damaged_packets: int
-    #: number of frame labels, None before ``align``
+    #: number of frame labels, None where there are none
     labels: int | None
     #: clips kept by the alignment, None before ``align``
     aligned_clips: int | None
+    #: 1 anomalous, 0 normal, None where nothing tells
+    video_label: int | None
 
     @property
     def seconds(self) -> float:
@@ -75,8 +79,8 @@ class StoreInfo:
             f"  model     {model['size']} from {model['source']}, sha256 {model['sha256'][:12]}"
             + ("  (random weights: these features mean nothing)" if model["source"] == "random" else ""),
             f"  features  {shape}, {self.dtype}",
-            f"  videos    {len(self.videos)}: {self.clips} clips, "
-            f"{sum(v.frames for v in self.videos.values())} frames, {self.hours:.2f} hours",
+            f"  videos    {len(self.videos)}: {counted(self.clips, 'clip')}, "
+            f"{counted(sum(v.frames for v in self.videos.values()), 'frame')}, {self.hours:.2f} hours",
         ]
         lines += self._labels()
         lines += self._rows()
@@ -86,12 +90,20 @@ class StoreInfo:
         return "\n".join(lines)
 
     def _labels(self) -> list[str]:
-        labelled = [video for video in self.videos.values() if video.labels is not None]
+        labelled = [video for video in self.videos.values() if video.video_label is not None]
         if not labelled:
             return []
-        kept = sum(video.aligned_clips or 0 for video in labelled)
-        total = sum(video.clips for video in labelled)
-        return [f"  labels    for {len(labelled)} videos; {kept} of their {total} clips are aligned"]
+        by_frame = [video for video in labelled if video.labels is not None]
+        parts = []
+        if by_frame:
+            kept, total = sum(video.aligned_clips or 0 for video in by_frame), sum(video.clips for video in by_frame)
+            parts.append(f"of the frames of {counted(len(by_frame), 'video')}, {kept} of "
+                         f"{'its' if len(by_frame) == 1 else 'their'} {counted(total, 'clip')} aligned")
+        if whole := len(labelled) - len(by_frame):
+            parts.append(f"of {counted(whole, 'video')} as a whole only")
+        anomalous = sum(video.video_label or 0 for video in labelled)
+        parts.append(f"{anomalous} anomalous, {len(labelled) - anomalous} normal")
+        return [f"  labels    {'; '.join(parts)}"]
 
     def _rows(self, most: int = 20) -> list[str]:
         if not self.videos:
@@ -99,7 +111,7 @@ class StoreInfo:
         width = min(48, max(len(name) for name in self.videos))
         rows = [f"    {'name':{width}}  {'clips':>7}  {'frames':>8}  {'fps':>6}  decoder"]
         for name, video in list(self.videos.items())[:most]:
-            damaged = f", damaged: {video.damaged_packets} bad packets" if video.damaged_packets else ""
+            damaged = f", damaged: {counted(video.damaged_packets, 'bad packet')}" if video.damaged_packets else ""
             rows.append(
                 f"    {name:{width}}  {video.clips:>7}  {video.frames:>8}  {video.fps:>6.4g}  {video.decoder}{damaged}"
             )
@@ -128,15 +140,16 @@ def info(path: str | os.PathLike[str]) -> StoreInfo:
 
 
 def _video(video: Any) -> VideoInfo:
-    labels = video.labels
+    labels = frame_labels(video)
     return VideoInfo(
         clips=len(video.feature_dataset),
         frames=video.frames,
         fps=video.fps,
         decoder=str(video.attrs.get("decoder", "")),
         damaged_packets=int(video.attrs.get("damaged_packets", 0)),
-        labels=None if labels is None else len(labels.frame),
+        labels=None if labels is None else len(labels),
         aligned_clips=video.aligned_clips,
+        video_label=video_label(video),
     )
 
 

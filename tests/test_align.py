@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from streamfeat.align import align, count_aligned_clips, label_clips, table
 from streamfeat.cli import main
+from streamfeat.info import info
 from streamfeat.labels import LabelError
 from streamfeat.recipe import Recipe
 from streamfeat.store import FeatureStore, StoreError
@@ -129,6 +130,22 @@ def test_videos_known_only_as_a_whole(store, tmp_path):
         assert known.labels.attrs["video"] == 1 and known.aligned_clips is None and len(known.labels.frame) == 0
         assert after["01_001"].labels.attrs["video"] == 0
     assert {video.video: video.label for video in alignment.videos}["Abuse/Abuse001_x264"] == 1
+
+
+def test_info_tells_labels_of_frames_from_labels_of_whole_videos(store, tmp_path):
+    def said():
+        return [line for line in str(info(store)).splitlines() if line.startswith("  labels")]
+
+    assert said() == []
+    videos = write_pickle(tmp_path / "video_label.pickle", {"Abuse001_x264.mp4": [1.0]})
+    align(store, write_pickle(tmp_path / "gt.pickle", {"01_001": [0] * 150}), video_labels=videos)
+    assert said() == ["  labels    of the frames of 1 video, 9 of its 10 clips aligned; of 1 video as a whole only; "
+                      "1 anomalous, 1 normal"]
+    found = info(store).to_dict()["videos"]
+    assert [found["01_001"][key] for key in ("labels", "aligned_clips", "video_label")] == [150, 9, 0]
+    assert [found["Abuse/Abuse001_x264"][key] for key in ("labels", "aligned_clips", "video_label")] == [None, None, 1]
+    align(store, write_pickle(tmp_path / "none.pickle", {}), video_labels=videos)
+    assert said() == ["  labels    of 1 video as a whole only; 1 anomalous, 0 normal"]
 
 
 def test_every_oddity_is_said(tmp_path):
