@@ -119,7 +119,7 @@ def extract(
         weights: checkpoint file, Hugging Face id, or ``random``; None: OpenGVLab's for the size.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         decoder: ``auto``, ``dali`` or ``pyav``.
-        precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
+        precision: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``fp8``.
         batch_size: samples (clips times crops) per step of the model; None: what suits the device.
         dtype: of the stored features, ``float32`` or ``float16``.
         root: where names in lists are looked up.

@@ -21,6 +21,9 @@ from streamfeat.model.vit import Block, VideoTransformer
 
 #: clips at once; on machines with more cores than this a clip gets several
 _MOST_WORKERS = 16
+#: rows of tokens that go through a layer together: few enough for what an MLP holds of them, up to 6144 channels in
+#: fp32, to stay near the core, many enough for products at full speed
+_MOST_TOKENS = 224
 
 
 def gains_by_bf16() -> bool:
@@ -99,7 +102,7 @@ class _Features:
             buffers = self._buffers()
             x = self._embed(clip).add_(self._positions)[0]
             for block in self._blocks:
-                x = block(x, buffers)
+                block(x, buffers)
             return x[None]
 
     def _buffers(self) -> _Buffers:
@@ -112,8 +115,12 @@ class _Features:
 
 class _Buffers:
     def __init__(self, tokens: int, channels: int, hidden: int, heads: int, dtype: torch.dtype) -> None:
-        self.qkv = torch.empty(tokens, 3 * channels, dtype=dtype)
-        self.hidden = torch.empty(tokens, hidden, dtype=dtype)
+        count = -(-tokens // _MOST_TOKENS)
+        #: rows of tokens that go through a layer together
+        self.parts = [slice(start, start + -(-tokens // count)) for start in range(0, tokens, -(-tokens // count))]
+        rows = self.parts[0].stop
+        self.qkv = torch.empty(rows, 3 * channels, dtype=dtype)
+        self.hidden = torch.empty(rows, hidden, dtype=dtype)
         # Attention in fp32 is faster than in half precision, but for processors with matrix tiles.
         attention_dtype = dtype if dtype == torch.bfloat16 and _has_tiles() else torch.float32
         self.heads = torch.empty(3, heads, tokens, channels // heads, dtype=attention_dtype)
@@ -127,26 +134,26 @@ def _has_tiles() -> bool:
 
 
 class _Block:
-    """One block of the transformer on one clip, ``(tokens, channels)``."""
+    """One block of the transformer on one clip, ``(tokens, channels)``, in place."""
 
     def __init__(self, block: Block, linear: type[_Blas] | type[_Packed]) -> None:
         self._norm1, self._norm2 = block.norm1, block.norm2
         self._qkv, self._proj = linear(block.attn.qkv), linear(block.attn.proj)
         self._fc1, self._fc2 = linear(block.mlp.fc1), linear(block.mlp.fc2)
 
-    def __call__(self, x: Tensor, buffers: _Buffers) -> Tensor:
-        qkv = self._qkv.apply(self._norm1(x), buffers.qkv)
-        x = self._proj.add_to(x, self._attend(qkv, buffers.heads))
-        hidden = self._fc1.apply_gelu(self._norm2(x), buffers.hidden)
-        return self._fc2.add_to(x, hidden)
-
-    @staticmethod
-    def _attend(qkv: Tensor, heads: Tensor) -> Tensor:
-        # Fused attention reads each head many times: tokens side by side beat a copy.
-        _, count, tokens, channels = heads.shape
-        heads.copy_(qkv.view(tokens, 3, count, channels).permute(1, 2, 0, 3))
-        mixed = F.scaled_dot_product_attention(*heads[:, None].unbind(0))
-        return mixed[0].transpose(0, 1).reshape(tokens, count * channels).to(qkv.dtype)
+    def __call__(self, x: Tensor, buffers: _Buffers) -> None:
+        heads = buffers.heads
+        _, count, _, width = heads.shape
+        for part in buffers.parts:
+            rows = x[part]
+            qkv = self._qkv.apply(self._norm1(rows), buffers.qkv[: len(rows)])
+            # Fused attention reads each head many times: tokens side by side beat a copy.
+            heads[:, :, part].copy_(qkv.view(-1, 3, count, width).permute(1, 2, 0, 3))
+        mixed = F.scaled_dot_product_attention(*heads[:, None].unbind(0))[0]
+        for part in buffers.parts:
+            rows = x[part]
+            self._proj.add_to(rows, mixed[:, part].transpose(0, 1).reshape(len(rows), -1).to(x.dtype))
+            self._fc2.add_to(rows, self._fc1.apply_gelu(self._norm2(rows), buffers.hidden[: len(rows)]))
 
 
 class _Blas:
@@ -163,8 +170,8 @@ class _Blas:
     def apply_gelu(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.ops.aten.gelu_(self.apply(x, out))
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return residual.add_(self._bias).addmm_(x, self._weight)
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        residual.add_(self._bias).addmm_(x, self._weight)
 
 
 class _Packed:
@@ -184,8 +191,8 @@ class _Packed:
     def apply_gelu(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "gelu", [], "none")
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        residual.copy_(torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add"))
 
 
 @functools.cache

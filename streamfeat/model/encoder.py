@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from streamfeat.model import cpu
+from streamfeat.model import cpu, cuda, fp8
 from streamfeat.model import weights as weights_module
 from streamfeat.model.vit import LAYER_NORM_EPS, ModelError, ModelSize, VideoTransformer
 from streamfeat.model.weights import DEFAULT, Weights, WeightsError
@@ -19,12 +18,11 @@ from streamfeat.model.weights import DEFAULT, Weights, WeightsError
 __all__ = ["DEFAULT", "PRECISIONS", "STATISTICS", "Encoder", "ModelError", "WeightsError", "load_encoder"]
 
 STATISTICS = ("mean", "std", "max", "fc_norm")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: name -> type of everything but, in fp8, the four products of each block
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float16}
 
-#: clips a batch on a GPU never exceeds; the products are large enough long before
-_MOST_CLIPS_ON_GPU = 64
-#: of the free memory of a GPU, the share that a batch may take; the rest is the decoders'
-_SHARE_OF_GPU_MEMORY = 0.5
+#: cosine between features in fp8 and fp16 under which fp8 is refused
+LOWEST_FP8_COSINE = 0.999
 
 
 def load_encoder(
@@ -37,6 +35,7 @@ def load_encoder(
     image_size: int = 224,
     clip_frames: int = 16,
     batch_size: int | str = "auto",
+    engine: str = "auto",
     seed: int = 0,
 ) -> Encoder:
     """Load weights and make them an encoder.
@@ -45,17 +44,20 @@ def load_encoder(
         weights: path, Hugging Face id or ``random``; None: the published weights of ``size``, of vit_b without.
         size: ``vit_tiny``, ``vit_s``, ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_g``; None: what the weights are.
         device: ``auto`` (CUDA where there is some), ``cpu``, ``cuda``, ``cuda:N``.
-        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp16 on CUDA, bf16 on a CPU that gains by it, else fp32.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``fp8`` (GPUs of Ada and later), or ``auto``: fp16 on CUDA, bf16 on a
+            CPU that gains by it, else fp32.
         stats: out of ``STATISTICS``, in the order wanted.
         image_size: pixels, height and width of clips.
         clip_frames: frames in a clip.
         batch_size: most clips run at once, or ``auto``.
+        engine: on CUDA, one of ``cuda.ENGINES``; what does not work here is left out. ``auto``: ``graph``, in fp8
+            ``compile``, without which making its numbers small would take longer than its products save.
         seed: of ``random`` weights.
 
     Raises WeightsError on the weights, ModelError on all else that cannot be.
     """
-    device = _choose_device(device)
-    precision = _choose_precision(precision, device)
+    device, why_device = _choose_device(device)
+    precision, why_precision = _choose_precision(precision, device)
     if not stats or len(set(stats)) < len(stats) or not set(stats) <= set(STATISTICS):
         raise ModelError(f"statistics must be different names out of {', '.join(STATISTICS)}, not {', '.join(stats)}")
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
@@ -65,7 +67,13 @@ def load_encoder(
     if "fc_norm" in stats and not loaded.final_norm:
         raise WeightsError(f"{loaded.source}: has no final norm, so the statistic fc_norm cannot be had; use mean,"
                            f" or weights that have it")
-    return Encoder(loaded, device, precision, tuple(stats), image_size, clip_frames, batch_size)
+    if engine != "auto" and engine not in cuda.ENGINES:
+        raise ModelError(f"no engine named {engine!r}; there are auto, {', '.join(cuda.ENGINES)}")
+    if engine == "auto":
+        engine = "compile" if precision == "fp8" else "graph"
+    encoder = Encoder(loaded, device, precision, tuple(stats), image_size, clip_frames, batch_size, engine)
+    encoder.why |= {"device": why_device, "precision": why_precision}
+    return encoder
 
 
 class Encoder:
@@ -75,12 +83,15 @@ class Encoder:
         size: the model's numbers.
         identity: ``{"size", "source", "sha256"}`` of the weights.
         device: where it runs.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``fp8``.
         input_dtype: what clips are best handed over in; others are converted.
         statistics: names, in the order of the rows.
         row_shape: of one clip's features: ``(statistics, channels)``, or ``(channels,)`` for a single one.
         batch_size: most clips run at once; halved when a GPU runs out of memory.
         exact_reruns: batches computed again in fp32 because a feature was not finite.
+        ahead: batches that are best submitted before the result of the first is asked for. Their clips must stay
+            unchanged until then.
+        why: for people: reasons for ``device``, ``precision`` and ``batch_size``.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class Encoder:
         image_size: int,
         clip_frames: int,
         batch_size: int | str,
+        engine: str,
     ) -> None:
         self.size: ModelSize = weights.size
         self.identity = weights.identity
@@ -105,10 +117,21 @@ class Encoder:
         # Memory-mapped from the file, so keeping them for a rerun in fp32 takes no memory of its own.
         self._weights = weights
         self._workers = cpu.Workers() if device.type == "cpu" else None
-        self._forward = self._build(self.input_dtype)
+        self.ahead = 0 if self._workers else 1
+        self.why = {"device": "", "precision": "", "batch_size": "asked for"}
         self._forward_exact: Callable[[Tensor], Tensor] | None = None
         self.exact_reruns = 0
+        self._is_checked = precision != "fp8"
+        if self._workers is None:
+            self._ways, self._capture = self._ways_on_cuda(engine)
+        # after the weights, which take their share of the memory
         self.batch_size = self._choose_batch_size() if batch_size == "auto" else batch_size
+        if self._workers is None:
+            self._forward = self._runner()
+            # what loading left to do was asked for on this stream; another may be current when clips come
+            torch.cuda.synchronize(device)
+        else:
+            self._forward = self._build(self.input_dtype)
 
     def encode(self, clips: Tensor) -> np.ndarray:
         """Features of normalised clips.
@@ -117,33 +140,73 @@ class Encoder:
             clips: floating point, ``(B, 3, T, S, S)``, any B, on any device.
 
         Returns float32 ``(B, *row_shape)``. Rows that are not finite even in fp32 hold NaN throughout.
-        Raises ModelError on another shape, or when a GPU's memory does not hold a single clip.
+        Raises ModelError on another shape, when a GPU's memory does not hold a single clip, or when the features of
+        the first batch in fp8 are too far from those in fp16.
         """
         return self.submit(clips).result()
+
+    @property
+    def how(self) -> str:
+        """For people: by what means the network runs, on CUDA."""
+        return getattr(self._forward, "how", "")
 
     def submit(self, clips: Tensor) -> Pending:
         """Start encoding as ``encode`` does; on CUDA without waiting for the device."""
         if clips.ndim != 5 or tuple(clips.shape[1:]) != self.clip_shape or not clips.is_floating_point():
             raise ModelError(f"clips must be floating point (B, {', '.join(map(str, self.clip_shape))}), not"
                              f" {clips.dtype} {tuple(clips.shape)}")
+        if not self._is_checked and len(clips):
+            self._check_fp8(clips[: self.batch_size])
         parts = []
         done = 0
         while done < len(clips):
             part = clips[done : done + self.batch_size]
             try:
-                parts.append(_Part.start(self._forward, part.to(self.device, self.input_dtype, non_blocking=True)))
-            except torch.OutOfMemoryError:
-                self._shrink()
+                rows = self._forward(part.to(self.device, self.input_dtype, non_blocking=True))
+                parts.append(cuda.send(rows) if self._workers is None else lambda rows=rows: rows)
+                done += len(part)
                 continue
-            done += len(part)
+            except torch.OutOfMemoryError:
+                pass  # its traceback holds what was computed so far, and goes only with the end of this block
+            if self._workers is None:
+                torch.cuda.synchronize(self.device)  # earlier parts may still be in the graph that goes now
+                self._forward = None
+            self._halve_batch()
+            if self._workers is None:
+                self._forward = self._runner()
         return Pending(self, clips, parts)
 
-    def _shrink(self) -> None:
+    def _halve_batch(self) -> None:
         if self.batch_size == 1:
             raise ModelError(f"{self.device} has not enough free memory for one clip of {self.size.name} in"
-                             f" {self.precision}; free some, or use a smaller model") from None
+                             f" {self.precision}; free some, or use a smaller model")
         self.batch_size //= 2
+        self.why["batch_size"] = "halved until it fitted the memory"
         torch.cuda.empty_cache()
+
+    def _runner(self) -> cuda.Runner:
+        while True:
+            try:
+                return cuda.Runner(
+                    self._ways, capture=self._capture, batch_size=self.batch_size, clip_shape=self.clip_shape,
+                    dtype=self.input_dtype, device=self.device,
+                )
+            except torch.OutOfMemoryError:
+                pass
+            self._halve_batch()
+
+    def _check_fp8(self, clips: Tensor) -> None:
+        """Raises ModelError where fp8 changes the features of ``clips`` too much."""
+        reference = self._build(torch.float16)
+        clips = clips.to(self.device, self.input_dtype)
+        wanted = torch.cat([reference(clip) for clip in clips.split(1)])
+        cosines = F.cosine_similarity(self._forward(clips), wanted, dim=-1)
+        # where fp16 overflows there is nothing to compare with: all is computed again in fp32
+        cosine = cosines.nan_to_num(nan=1.0).min().item()
+        if cosine < LOWEST_FP8_COSINE:
+            raise ModelError(f"fp8 is too coarse for these weights and clips: the cosine to features in fp16 falls to"
+                             f" {cosine:.5f}, under {LOWEST_FP8_COSINE}; use fp16")
+        self._is_checked = True
 
     def _encode_exactly(self, clips: Tensor) -> Tensor:
         self.exact_reruns += 1
@@ -154,9 +217,12 @@ class Encoder:
 
     def _build(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """``(B, 3, T, S, S)`` of ``dtype`` to float32 rows ``(B, *row_shape)``, both on the device."""
+        return self._pooled(self._build_features(dtype))
+
+    def _pooled(self, features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """``features`` and the statistics of what it gives."""
         norm = [self._weights.state_dict.get(f"fc_norm.{name}") for name in ("weight", "bias")]
         norm = [None if value is None else value.to(self.device) for value in norm]
-        features = self._build_features(dtype)
 
         def forward(clips: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -164,7 +230,26 @@ class Encoder:
 
         return forward if self._workers is None else self._workers.spread(forward)
 
+    def _ways_on_cuda(self, engine: str) -> tuple[list[tuple[str, Callable[[Tensor], Tensor]]], bool]:
+        """Ways to run the network, best first, with their names; and whether to capture the one that works."""
+        model = self._network(self.input_dtype)
+        dtype = self.input_dtype
+        if self.precision == "fp8":
+            model, dtype = fp8.convert(model), torch.bfloat16
+        heads = self.size.heads
+        backend = cuda.attention_backend(self.device, dtype, heads, self.size.channels // heads)
+        attention = f"{backend.name.lower().replace('_', ' ')}" if backend is not None else ""
+        ways = []
+        for compiled in (True, False) if engine == "compile" else (False,):
+            name = ", ".join(part for part in ("torch.compile" if compiled else "", attention) if part)
+            ways.append((name, self._pooled(cuda.features(model, compiled=compiled, backend=backend))))
+        return ways, engine != "eager"
+
     def _build_features(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        model = self._network(dtype)
+        return model.forward_features if self._workers is None else cpu.optimise(model)
+
+    def _network(self, dtype: torch.dtype) -> VideoTransformer:
         with torch.device("meta"):
             model = VideoTransformer(
                 self.size, *self.clip_shape[1:3], final_norm=self._weights.final_norm
@@ -174,55 +259,29 @@ class Encoder:
             {name: value.to(self.device, dtype, copy=True) for name, value in self._weights.state_dict.items()},
             assign=True,
         )
-        model = model.to(self.device, dtype).eval()
-        if self.device.type == "cpu":
-            return cpu.optimise(model)
-        return model.forward_features
+        return model.to(self.device, dtype).eval()
 
     def _choose_batch_size(self) -> int:
         if self._workers is not None:
+            self.why["batch_size"] = "a clip for each thread"
             return self._workers.count
-        tokens = math.prod(self.size.grid(*self.clip_shape[1:3]))
-        # The widest moment of a block: residual, normed input, MLP before and after GELU.
-        clip_bytes = tokens * 2 * (self.size.channels + self.size.hidden) * self.input_dtype.itemsize
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         free, _ = torch.cuda.mem_get_info(self.device)
-        fit = int(free * _SHARE_OF_GPU_MEMORY // clip_bytes)
-        return max(1, min(_MOST_CLIPS_ON_GPU, 1 << fit.bit_length() >> 1))
-
-
-@dataclasses.dataclass
-class _Part:
-    """Rows of one batch, on their way to the host."""
-
-    rows: Tensor
-    arrived: torch.cuda.Event | None
-
-    @classmethod
-    def start(cls, forward: Callable[[Tensor], Tensor], clips: Tensor) -> _Part:
-        rows = forward(clips)
-        if rows.device.type != "cuda":
-            return cls(rows, None)
-        host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        host.copy_(rows, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(rows.device))
-        return cls(host, arrived)
-
-    def wait(self) -> Tensor:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.rows
+        self.why["batch_size"] = f"fills {processors} multiprocessors and fits {free / 2**30:.0f} GiB"
+        tokens = math.prod(self.size.grid(*self.clip_shape[1:3]))
+        itemsize = self.input_dtype.itemsize
+        return cuda.batch_size(self.size, tokens, math.prod(self.clip_shape) * itemsize, itemsize, processors, free)
 
 
 class Pending:
-    """Features that are being computed. Holds the clips until they are done, for a rerun in fp32."""
+    """Features that are being computed. Reads the clips again where they are not finite, for a rerun in fp32."""
 
-    def __init__(self, encoder: Encoder, clips: Tensor, parts: list[_Part]) -> None:
+    def __init__(self, encoder: Encoder, clips: Tensor, parts: list[Callable[[], Tensor]]) -> None:
         self._encoder, self._clips, self._parts = encoder, clips, parts
 
     def result(self) -> np.ndarray:
         """Wait, and return what ``Encoder.encode`` does."""
-        rows = torch.cat([part.wait() for part in self._parts]) if self._parts else self._clips.new_empty(0)
+        rows = torch.cat([wait() for wait in self._parts]) if self._parts else self._clips.new_empty(0)
         rows = rows.float().view(-1, *self._encoder.row_shape)
         broken = ~torch.isfinite(rows).flatten(1).all(1)
         if broken.any():
@@ -249,26 +308,38 @@ def pool(tokens: Tensor, statistics: Sequence[str], norm_weight: Tensor | None, 
     return torch.stack([rows[name]() for name in statistics], 1)
 
 
-def _choose_device(device: str | torch.device) -> torch.device:
+def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
+    """The device, with its index, and why it is this one."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu"), "torch sees no CUDA device"
+        device = "cuda"
     try:
         device = torch.device(device)
     except RuntimeError:
         raise ModelError(f"no device named {device!r}; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ModelError(f"cannot run on {device}; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device, "asked for"
+    if (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"{device} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or"
                          f" cpu, or install the driver and a CUDA build of torch")
-    return device
+    if device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device, torch.cuda.get_device_name(device)
 
 
-def _choose_precision(precision: str, device: torch.device) -> str:
+def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+    """The precision, and why it is this one."""
     if precision not in ("auto", *PRECISIONS):
         raise ModelError(f"no precision named {precision!r}; there are auto, {', '.join(PRECISIONS)}")
+    if precision == "fp8" and (reason := fp8.unavailable(device)):
+        raise ModelError(f"--precision fp8 cannot be used here: {reason}; leave it out, or use fp16 on a GPU")
     if precision != "auto":
-        return precision
+        return precision, "asked for"
     if device.type == "cuda":
-        return "fp16"
-    return "bf16" if cpu.gains_by_bf16() else "fp32"
+        return "fp16", "what a GPU is fast in"
+    if cpu.gains_by_bf16():
+        return "bf16", "this processor is fast in it"
+    return "fp32", "this processor gains nothing by bf16"

@@ -1,0 +1,101 @@
+"""The four products of each block in 8-bit floating point (e4m3), on GPUs whose matrix units have it.
+
+Weights are scaled by output channel, once; activations by token, as they come, so that a clip's features do not depend
+on its company. Products accumulate in the matrix unit and come back in bfloat16; the sum of the blocks, norms and the
+patches stay in the model's own precision. Twice the speed of fp16 is the hardware's; that features stay what they are
+is checked on the first batch (``Encoder``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from streamfeat.model.vit import Block, VideoTransformer
+
+_E4M3 = torch.float8_e4m3fn
+#: the largest number of e4m3
+_LARGEST = 448.0
+#: keeps the scale of a row of zeros from being zero
+_SMALLEST_AMAX = 1e-12
+#: compute capability of Ada, the first with these matrix units
+_CAPABILITY = (8, 9)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why ``device`` cannot run this, in one line; None if it can."""
+    if device.type != "cuda":
+        return f"{device} has no fp8 products; it needs an NVIDIA GPU of Ada, Hopper or Blackwell"
+    if torch.cuda.get_device_capability(device) < _CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} has no fp8 products; it needs Ada, Hopper or Blackwell"
+    if not hasattr(torch, "_scaled_mm"):
+        return f"torch {torch.__version__} has no scaled products"
+    return None
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``(n, k)`` as e4m3 and what to multiply each with, float32 ``(n, 1)``, so that its largest is 448.
+
+    A row that is not finite comes out as NaN.
+    """
+    x = x.float()
+    scale = x.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST_AMAX) / _LARGEST
+    return (x / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3), scale
+
+
+def scaled_product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+    """``(x * x_scale) @ (weight * weight_scale).T + bias`` in bfloat16.
+
+    Args:
+        x: e4m3 ``(n, k)``.
+        x_scale: float32 ``(n, 1)``.
+        weight: e4m3 ``(m, k)``.
+        weight_scale: float32 ``(1, m)``.
+        bias: bfloat16 ``(m,)``.
+    """
+    return torch._scaled_mm(
+        x, weight.t(), scale_a=x_scale, scale_b=weight_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer in e4m3: any float ``(..., k)`` in, bfloat16 ``(..., m)`` out."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = quantise(layer.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale.view(1, -1))
+        self.register_buffer("bias", layer.bias.to(torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, scale = quantise(x.reshape(-1, x.shape[-1]))
+        product = scaled_product(rows, scale, self.weight, self.scale, self.bias)
+        return product.view(*x.shape[:-1], -1)
+
+
+class Fp8Block(nn.Module):
+    """A ``Block`` with its four linear layers in e4m3 and its attention in bfloat16."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.heads = block.attn.heads
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv, self.proj = Fp8Linear(block.attn.qkv), Fp8Linear(block.attn.proj)
+        self.fc1, self.fc2 = Fp8Linear(block.mlp.fc1), Fp8Linear(block.mlp.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
+        x = (x + self.proj(mixed)).to(x.dtype)
+        return (x + self.fc2(F.gelu(self.fc1(self.norm2(x))))).to(x.dtype)
+
+
+def convert(model: VideoTransformer) -> VideoTransformer:
+    """Put the linear layers of every block of ``model`` into e4m3, in place."""
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = Fp8Block(block)
+    return model
