@@ -6,20 +6,17 @@ import dataclasses
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from streamfeat.align import count_aligned_clips
-from streamfeat.export.selection import BLOCK_BYTES
-from streamfeat.recipe import Recipe
+from streamfeat.checks import VideoChecks, blocks
+from streamfeat.recipe import Recipe, RecipeError
 from streamfeat.store import FeatureStore, StoredVideo
-from streamfeat.store.schema import FAILURES, FEATURES, LABELS, START_FRAME, VIDEOS
-from streamfeat.store.store import open_committed
-from streamfeat.stored import frames_of, recipe_of
+from streamfeat.stored import recipe_of
 
 #: smallest cosine between a stored and a new feature that count as equal: half precision on one side gives
 #: 0.9995 and more, other colours 0.39 (Fed_WSVAD's exchanged channels) to 0.99
@@ -50,18 +47,23 @@ class Verification:
     #: (video or object, what is wrong with it)
     problems: tuple[tuple[str, str], ...]
     compared: tuple[Compared, ...] = ()
+    #: what the store does not have that it would take, and of how many videos
+    unchecked: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "problems": [list(problem) for problem in self.problems]}
+        return {**dataclasses.asdict(self), "problems": [list(problem) for problem in self.problems],
+                "same_cosine": SAME_COSINE}
 
 
 def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[str]] = (), *, sample: int = 3,
            weights: str | None = None, device: str = "auto", seed: int | None = None) -> Verification:
     """Check the whole store, and ``sample`` random videos of ``against`` by extracting them anew.
 
-    Of every video: its checksum, that all values are finite, that there are as many clips as its frames give
-    and that they start where they should, that its labels cover the aligned clips. Of the file: objects that
-    belong to no video.
+    Of every video: its checksums, that all values are finite, that there are as many clips as its frames give
+    and that they start where they should. Of its labels: their checksum, that they are 0 or 1, that the clips'
+    follow from the frames' by the rule that they were made with, that the video's does not contradict them, and
+    that they cover the aligned clips and no more. Of the file: objects that belong to no video. Stores made
+    before there were all of these checksums are checked in everything else; ``unchecked`` says what is left out.
 
     Args:
         against: inputs as ``extract`` takes them; those of their videos that are in the store are drawn from.
@@ -72,89 +74,35 @@ def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[st
     Raises StoreError for the store, VerifyError when the videos, the weights or the device cannot be used.
     """
     with FeatureStore(store) as reader:
-        problems = list(_orphans(reader.path))
+        survey = reader.survey()
+        problems = list(survey.strays)
         try:
-            recipe, frames = recipe_of(reader), frames_of(reader)
-        except (KeyError, OSError, RuntimeError) as error:
-            problems.append((VIDEOS, f"the videos cannot be listed ({error})"))
-            return Verification(0, 0, tuple(problems))
-        clips = 0
-        for name, video in reader.items():
-            clips += video.clips
-            problems += [(name, problem) for problem in _check(video, reader, recipe, frames[name])]
+            recipe = recipe_of(reader)
+        except (RecipeError, KeyError, TypeError, ValueError) as error:
+            raise VerifyError(f"{store}: its recipe is damaged ({error}): extract anew with --overwrite") from error
+        header_intact = reader.attrs_intact()
+        if header_intact is False:
+            problems.append(("/", "recipe, model or other attributes of the store are not what was written (checksum)"))
+        clips, unchecked = 0, Counter()
+        for name in survey.videos:
+            checks = VideoChecks(reader[name], reader, recipe)
+            problems += [(name, problem) for problem in checks.problems()]
+            clips += checks.clips
+            unchecked.update(checks.unchecked)
         compared: list[Compared] = []
         if against:
-            found, wrong = _compare(reader, recipe, against, sample, weights, device, random.Random(seed))
-            compared, problems = found, problems + wrong
-        return Verification(len(reader), clips, tuple(problems), tuple(compared))
+            compared, wrong = _compare(reader, recipe, against, sample, weights, device, random.Random(seed))
+            problems += wrong
+        return Verification(
+            len(survey.videos), clips, tuple(problems), tuple(compared),
+            (*(["the store: its recipe and model have no checksum"] if header_intact is None else []),
+             *(f"{counted(videos, 'video')}: {what}" for what, videos in unchecked.items())),
+        )
 
 
-def _check(video: StoredVideo, store: FeatureStore, recipe: Recipe, frames: int) -> Iterator[str]:
-    features, starts = video.feature_dataset, video.start_frame
-    clips = len(features)
-    if features.shape[1:] != store.header.row_shape or features.dtype != store.dtype:
-        yield f"its features are {features.dtype} {features.shape}, not {store.dtype} (clips, {store.header.row_shape})"
-    if not video.is_intact():
-        yield "its features or start frames are not what was written (checksum): extract it again"
-    if not all(np.isfinite(block).all() for block in _blocks(features)):
-        yield "its features are not all finite"
-    if video.frames is None:
-        yield "the number of its frames is missing"
-    elif clips != recipe.count_clips(frames):
-        yield f"it has {clips} clips, but its {frames} frames give {recipe.count_clips(frames)}"
-    if len(starts) != clips or (starts != np.arange(len(starts)) * recipe.clip_stride).any():
-        yield f"its clips do not start every {recipe.clip_stride} frames"
-    labels, kept = video.labels, video.aligned_clips
-    if kept is None:
-        return
-    if labels is None:
-        yield f"{kept} clips are aligned, but there are no labels"
-        return
-    covered = count_aligned_clips(starts, frames, len(labels.frame), recipe)
-    if not kept == covered == len(labels.clip):
-        yield (f"{kept} clips are aligned, but its {len(labels.frame)} frame labels cover {covered} and "
-               f"{len(labels.clip)} have a label: align it again")
-
-
-def _blocks(features: h5py.Dataset) -> Iterator[np.ndarray]:
-    step = max(1, BLOCK_BYTES // max(1, features[:0].itemsize * int(np.prod(features.shape[1:]))))
-    for start in range(0, len(features), step):
-        yield features[start : start + step]
-
-
-def _orphans(path: str) -> Iterator[tuple[str, str]]:
-    """Objects that no reader of the store would find, and links that lead nowhere."""
-    file, root = open_committed(path)
-    try:
-        for key in root:
-            if key not in (VIDEOS, FAILURES):
-                yield key, "belongs to no store"
-        yield from _orphans_below(root.get(VIDEOS, {}), "")
-    finally:
-        root.close()
-        file.close()
-
-
-def _orphans_below(group: h5py.Group, prefix: str) -> Iterator[tuple[str, str]]:
-    """Of a group of videos: members that are neither one nor hold one."""
-    folders = [(group, prefix)]
-    while folders:
-        group, prefix = folders.pop()
-        for key in group:
-            name = f"{prefix}{key}"
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                yield name, "is a link to something else"
-                continue
-            member = group[key]
-            is_video = FEATURES in group and isinstance(group[FEATURES], h5py.Dataset)
-            if is_video and key in (FEATURES, START_FRAME, LABELS):
-                continue
-            if not isinstance(member, h5py.Group):
-                yield name, "is data that belongs to no video"
-            elif not len(member):
-                yield name, "is an empty group"
-            else:
-                folders.append((member, f"{name}/"))
+def counted(number: int, noun: str) -> str:
+    """``1 clip``, ``2 clips``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _compare(store: FeatureStore, recipe: Recipe, against: Sequence[str | os.PathLike[str]], sample: int,
@@ -163,6 +111,9 @@ def _compare(store: FeatureStore, recipe: Recipe, against: Sequence[str | os.Pat
     from streamfeat.pipeline import ExtractError, RunError, extract
     from streamfeat.videos import InputError, find_videos
 
+    model = store.model
+    if not {"size", "source", "sha256"} <= model.keys():
+        raise VerifyError(f"{store.path}: does not say which model it was made with: nothing can be compared")
     try:
         videos = {video.name: video for video in find_videos(against) if video.name in store}
     except InputError as error:
@@ -172,14 +123,15 @@ def _compare(store: FeatureStore, recipe: Recipe, against: Sequence[str | os.Pat
     drawn = [videos[name] for name in chance.sample(sorted(videos), min(sample, len(videos)))]
     compared, problems = [], []
     with tempfile.TemporaryDirectory() as folder:
-        inputs, anew = Path(folder, "videos"), Path(folder, "anew.h5")
-        for video in drawn:
-            link = inputs / (video.name + (video.path.suffix if video.kind == "file" else ""))
-            link.parent.mkdir(parents=True, exist_ok=True)
+        inputs, anew = [], Path(folder, "anew.h5")
+        for number, video in enumerate(drawn):
+            # a folder for each: the link to a folder of frames must not become the folder of another link
+            inputs.append(Path(folder, str(number)))
+            link = inputs[-1] / (video.name + (video.path.suffix if video.kind == "file" else ""))
+            link.parent.mkdir(parents=True)
             link.symlink_to(video.path.resolve(), target_is_directory=video.kind == "frames")
-        model = store.model
         try:
-            summary = extract([inputs], anew, recipe=recipe, model=model["size"], weights=weights or model["source"],
+            summary = extract(inputs, anew, recipe=recipe, model=model["size"], weights=weights or model["source"],
                               device=device, dtype=store.header.dtype)
         except (ExtractError, RunError) as error:
             raise VerifyError(str(error)) from error
@@ -207,7 +159,7 @@ def _difference(stored: StoredVideo, new: StoredVideo) -> Compared | str:
     if before.shape != now.shape:
         return f"extracted anew it has {len(now)} clips, not {len(before)}: has the video changed?"
     cosine, difference = 1.0, 0.0
-    for ours, theirs in zip(_blocks(before), _blocks(now), strict=True):
+    for ours, theirs in zip(blocks(stored), blocks(new), strict=True):
         a, b = (block.astype(np.float64) for block in (ours, theirs))
         lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):

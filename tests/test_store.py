@@ -84,7 +84,7 @@ def test_what_is_written_is_read(path):
         assert (video.name, video.clips, video.frames, video.fps) == ("01_0014", 5, 90, 24.5)
         assert video.labels is None and video.aligned_clips is None
         attrs = video.attrs
-        assert attrs.pop("checksum").startswith("sha256:")
+        assert attrs.pop("checksum").startswith("sha256:") and attrs.pop("attrs_checksum").startswith("sha256:")
         assert attrs == {
             "source": "/videos/01_0014.avi", "source_bytes": 123, "source_mtime_ns": 1_700_000_000_123_456_789,
             "frames": 90, "fps": 24.5, "codec": "mpeg4", "damaged": True, "damaged_packets": 2,

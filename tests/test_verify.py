@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 import streamfeat
-from streamfeat.align import align
+from streamfeat.align import CLIP_LABELS, align
 from streamfeat.cli import main
 from streamfeat.recipe import Recipe
+from streamfeat.store import StoreError
 from streamfeat.verify import VerifyError, verify
 from tests.feature_stores import write_store
 from tests.media import write_video
@@ -56,6 +57,25 @@ DAMAGE = {
     "another shape": (lambda f: (move(f, "videos/deep/b/features", "old"), f.__delitem__("old"),
                                  f.create_dataset("videos/deep/b/features", data=np.zeros((4, 3, 7), "f4"))),
                       "deep/b", r"not float32 \(clips, \(3, 8\)\)"),
+    "no start frames": (lambda f: f["videos/a"].__delitem__("start_frame"), "a", "start_frame.*extract it again"),
+    "an attribute of a video": (lambda f: set_attr(f["videos/a"], "fps", 24.0), "a", "attributes .*checksum"),
+    "an attribute that is gone": (lambda f: f["videos/a"].attrs.__delitem__("source"), "a", "attributes .*checksum"),
+    "an attribute of another type": (lambda f: set_attr(f["videos/a"], "frames", "many"), "a", "cannot be read"),
+    "the model": (lambda f: set_attr(f, "model", f.attrs["model"].replace("vit_tiny", "vit_b")), "/", "recipe, model"),
+    "a failure that is a link": (lambda f: f["failures"].__setitem__("b", h5py.SoftLink("/videos")), "b", "is a link"),
+    "an empty failure": (lambda f: f.create_group("failures/b"), "b", "is an empty group"),
+    "no failures": (lambda f: f.__delitem__("failures"), "failures", "is missing"),
+    "a frame label": (lambda f: f["videos/deep/b/labels/frame"].__setitem__(5, 0), "deep/b", "labels are not what was"),
+    "a frame label that is no label": (
+        lambda f: f["videos/a/labels/frame"].__setitem__(5, 7), "a", "1 of its frame labels are neither 0 nor 1"),
+    "a clip label": (lambda f: f["videos/a/labels/clip"].__setitem__(2, 1), "a", "labels are not what was written"),
+    "no clip labels": (lambda f: f["videos/a/labels"].__delitem__("clip"), "a", "cannot be read"),
+    "the video's label": (lambda f: set_attr(f["videos/deep/b/labels"], "video", 0), "deep/b", "labelled normal as a"),
+    "no label of the video": (lambda f: f["videos/a/labels"].attrs.__delitem__("video"), "a", "video label is None"),
+    "the rule of the clip labels": (
+        lambda f: set_attr(f["videos/a/labels"], "clip_label", "most"), "a", "'most', which is no rule"),
+    "no number of aligned clips": (
+        lambda f: f["videos/a"].attrs.__delitem__("aligned_clips"), "a", "no number of aligned clips"),
     "an object beside the videos": (lambda f: f.create_group("mine"), "mine", "belongs to no store"),
     "data in a video": (lambda f: f.create_dataset("videos/a/extra", data=[1]), "a/extra", "belongs to no video"),
     "data in a folder": (lambda f: f.create_dataset("videos/deep/x", data=[1]), "deep/x", "belongs to no video"),
@@ -74,6 +94,86 @@ def test_every_damage_is_found(store, damage, name, said):
         damage(file)
     problems = verify(store).problems
     assert any(found == name and re.search(said, text) for found, text in problems), problems
+
+
+@pytest.mark.parametrize("rule", CLIP_LABELS)
+def test_clip_labels_follow_from_frame_labels(store, tmp_path, rule):
+    """Also where no checksum tells; by the rule that they were made with."""
+    (tmp_path / "gt.pickle").write_bytes(pickle.dumps({"a": [0] * 20 + [1] * 4 + [0] * 20 + [1] * 40}))
+    align(store, tmp_path / "gt.pickle", clip_label=rule)
+    forget_checksums(store)
+    assert verify(store).problems == ()
+    with h5py.File(store, "r+") as file:
+        file["videos/a/labels/clip"][1] = {"any": 0, "majority": 1, "fraction": 0.5}[rule]
+    assert verify(store).problems == ((
+        "a", f"the labels of 1 of its clips, that at frame 16 first, do not follow from its frame labels by the rule "
+             f"{rule!r}: align it again"),)
+
+
+def forget_checksums(store):
+    """Make it a store of a version that had a checksum of the features alone."""
+    def forget(name, group):
+        group.attrs.pop("attrs_checksum", None)
+        if name.endswith("labels"):
+            group.attrs.pop("checksum", None)
+
+    with h5py.File(store, "r+") as file:
+        forget("", file)
+        file.visititems(forget)
+
+
+def test_stores_of_older_versions_are_checked_in_the_rest(store):
+    forget_checksums(store)
+    found = verify(store)
+    assert found.problems == () and found.unchecked == (
+        "the store: its recipe and model have no checksum",
+        "4 videos: their attributes (source, fps, ...) have no checksum",
+        "2 videos: their labels have no checksum: align them again to have one",
+    )
+    result = CliRunner().invoke(main, ["verify", str(store)])
+    assert result.exit_code == 0 and "not checked: 2 videos: their labels have no checksum" in result.output
+    with h5py.File(store, "r+") as file:
+        del file["videos/a/labels"].attrs["clip_label"]
+    assert "1 video: their clip labels do not say by which rule they were made" in verify(store).unchecked
+
+
+def test_labels_of_videos_alone(store, tmp_path):
+    """A video may be known as anomalous without saying where, and then all of its frame labels may be 0."""
+    (tmp_path / "gt.pickle").write_bytes(pickle.dumps({"a": [0] * 100}))
+    (tmp_path / "video.pickle").write_bytes(pickle.dumps({"a": [1.0], "a/below": [1.0], "deep/b": [0.0]}))
+    align(store, tmp_path / "gt.pickle", video_labels=tmp_path / "video.pickle")
+    assert verify(store).problems == ()
+
+
+def test_flipped_bits_are_found_or_harmless(tmp_path):
+    """Whatever byte of the file changes: one line, and never "nothing wrong" about other numbers."""
+    chance = np.random.default_rng(5)
+    store = write_store(tmp_path / "out.h5", {"a": 64, "deep/b": 40})
+    (tmp_path / "gt.pickle").write_bytes(pickle.dumps({"a": [0] * 40 + [1] * 24, "deep/b": [0] * 40}))
+    align(store, tmp_path / "gt.pickle")
+    whole, before = store.read_bytes(), contents(store)
+    damaged = tmp_path / "damaged.h5"
+    found = 0
+    for place in chance.choice(len(whole), 250, replace=False):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << chance.integers(8)
+        damaged.write_bytes(changed)
+        try:
+            problems = verify(damaged).problems
+        except (StoreError, VerifyError) as error:
+            problems = [str(error)]
+        assert problems or contents(damaged) == before, f"byte {place}"
+        found += bool(problems)
+    assert found > 100
+
+
+def contents(store):
+    with streamfeat.open(store) as opened:
+        return opened.header, {
+            name: (video.features.tobytes(), video.start_frame.tolist(), video.attrs, video.labels.frame.tolist(),
+                   video.labels.clip.tolist(), video.labels.attrs)
+            for name, video in opened.items()
+        }
 
 
 def test_the_command_exits_with_1(store):

@@ -22,6 +22,9 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
             debug: bool) -> None:
     """Check every checksum, value, clip count and label of STORE.h5, and look for what belongs to no video.
 
+    With --against it also extracts some of the videos anew: features with a cosine of 0.999 or more are equal
+    (half precision gives 0.9995 and more, red and blue exchanged 0.99 and less).
+
     \b
     streamfeat verify out.h5
     streamfeat verify out.h5 --against videos/ --sample 10
@@ -29,7 +32,7 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
     """
     from streamfeat.store import StoreError
-    from streamfeat.verify import VerifyError, verify
+    from streamfeat.verify import SAME_COSINE, VerifyError, counted, verify
 
     with one_line(StoreError, VerifyError, debug=debug):
         result = verify(store, against, sample=sample, weights=weights, device=device)
@@ -38,10 +41,18 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     else:
         for name, problem in result.problems:
             click.echo(f"{name}: {problem}")
+        for what in result.unchecked:
+            click.echo(f"not checked: {what}")
         for video in result.compared:
-            click.echo(f"{video.video}: {video.clips} clips extracted anew: cosine at least "
-                       f"{video.smallest_cosine:.6f}, largest difference {video.largest_difference:.2g}")
-        click.echo(f"{store}: {result.videos} videos, {result.clips} clips: "
-                   + (f"{len(result.problems)} problems" if result.problems else "nothing wrong"))
+            click.echo(f"{video.video}: {counted(video.clips, 'clip')} extracted anew, cosine at least "
+                       f"{video.smallest_cosine:.6f}, greatest difference {video.largest_difference:.2g}")
+        if result.compared:
+            click.echo(f"extracted anew: {counted(sum(video.clips for video in result.compared), 'clip')} of "
+                       f"{counted(len(result.compared), 'video')}, cosine at least "
+                       f"{min(video.smallest_cosine for video in result.compared):.6f} "
+                       f"(equal from {SAME_COSINE} on), greatest difference "
+                       f"{max(video.largest_difference for video in result.compared):.2g}")
+        click.echo(f"{store}: {counted(result.videos, 'video')}, {counted(result.clips, 'clip')}: "
+                   + (counted(len(result.problems), "problem") if result.problems else "nothing wrong"))
     if result.problems:
         raise SystemExit(FAILED)

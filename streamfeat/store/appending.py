@@ -166,6 +166,9 @@ class StoreWriter:
             for key, values, dtype in (("frame", frame, np.uint8), ("clip", clip, clip_dtype)):
                 labels.create_dataset(key, data=np.ascontiguousarray(values, dtype=dtype))
             _set_attrs(labels, attrs)
+            labels.attrs[schema.CHECKSUM] = schema.labels_checksum(
+                labels["frame"][()], labels["clip"][()], labels.attrs, aligned_clips
+            )
             self._clear_labels(video)
             video[schema.LABELS] = labels
             if aligned_clips is not None:
@@ -293,6 +296,7 @@ class StoreWriter:
             for axis, label in enumerate(("clip", *self.header.dims)):
                 group[schema.FEATURES].dims[axis].label = label
             _set_attrs(group, attrs)
+            group.attrs[schema.ATTRS_CHECKSUM] = schema.attrs_checksum(group.attrs)
             videos = self._h5[schema.VIDEOS]
             if name in videos:
                 old = videos[name]

@@ -1,21 +1,26 @@
 """What a store holds and where: names, attributes and their meaning.
 
     /                         attrs: format, format_version, recipe, model, dtype, row_shape, dims (JSON), created,
-                              software, commits (their number so far)
-    /videos/<name>            attrs: those of the video, and checksum
+                              software, attrs_checksum, commits (their number so far)
+    /videos/<name>            attrs: those of the video, checksum, attrs_checksum
     /videos/<name>/features   (clips, *row_shape), dimension labels "clip" and dims
     /videos/<name>/start_frame  int64 (clips,): index of each clip's first frame
-    /videos/<name>/labels     frame and clip, uint8, once aligned; attr aligned_clips on the video
+    /videos/<name>/labels     frame and clip, uint8, once aligned; attrs: those of the labels, checksum;
+                              attr aligned_clips on the video
     /failures/<name>          attrs: stage, error, when
 
-``checksum`` is ``sha256:<hex>`` over the bytes of ``features`` (C order, little endian, as stored), then those of
-``start_frame``.
+Checksums are ``sha256:<hex>``. That of a video is over the bytes of ``features`` (C order, little endian, as
+stored), then those of ``start_frame``. ``attrs_checksum`` is over the other attributes of its object, as JSON with
+sorted keys, but for those that change later: ``commits`` and ``aligned_clips``. That of the labels is over their
+attributes, ``aligned_clips`` among them, as such JSON, then the dtype and shape (as ``|u1 [64]``) and the bytes of
+``frame``, then those of ``clip``. Older stores have the first of these checksums alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +39,7 @@ FEATURES = "features"
 START_FRAME = "start_frame"
 LABELS = "labels"
 CHECKSUM = "checksum"
+ATTRS_CHECKSUM = "attrs_checksum"
 COMMITS = "commits"
 ALIGNED_CLIPS = "aligned_clips"
 #: what a video holds itself; no video below it can have such a name
@@ -100,6 +106,7 @@ class Header:
         root.attrs["dtype"] = self.dtype
         root.attrs["created"] = created
         root.attrs["software"] = software
+        root.attrs[ATTRS_CHECKSUM] = attrs_checksum(root.attrs)
 
     @classmethod
     def read(cls, root: h5py.Group, path: str) -> Header:
@@ -291,3 +298,22 @@ def _integer(group: h5py.h5g.GroupID, name: bytes) -> int | None:
 def checksum(digest: Any) -> str:
     """The value of the attribute ``checksum`` for a SHA-256 ``digest``."""
     return f"sha256:{digest.hexdigest()}"
+
+
+def attrs_checksum(attrs: Mapping[str, Any]) -> str:
+    """The value of ``attrs_checksum`` for an object with these attributes."""
+    later = (ATTRS_CHECKSUM, COMMITS, ALIGNED_CLIPS)
+    return checksum(_digest({key: value for key, value in plain_attrs(attrs).items() if key not in later}))
+
+
+def labels_checksum(frame: np.ndarray, clip: np.ndarray, attrs: Mapping[str, Any], aligned_clips: int | None) -> str:
+    """The value of the labels' ``checksum``; ``attrs`` without it."""
+    digest = _digest(plain_attrs(attrs) | {ALIGNED_CLIPS: plain(aligned_clips)})
+    for values in (frame, clip):
+        digest.update(f"{values.dtype.newbyteorder('<').str} {list(values.shape)}".encode())
+        digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+    return checksum(digest)
+
+
+def _digest(attrs: Mapping[str, Any]) -> Any:
+    return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode())

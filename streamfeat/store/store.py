@@ -20,6 +20,7 @@ from .errors import NotAStore, StoreError, reason
 from .journal import CommittedFile, needs_recovery, recover
 from .lock import WriterLock
 from .schema import Failure, Header
+from .survey import Survey, survey
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: bytes read at a time when a whole video is gone through
@@ -70,9 +71,14 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
                 self._file, self._h5 = open_committed(self.path)
             try:
                 return look(self._h5)
-            except (OSError, RuntimeError, KeyError, StoreError):
+            except StoreError:
                 if self._file.is_current():
                     raise
+            except (OSError, RuntimeError, KeyError) as error:
+                if self._file.is_current():
+                    raise StoreError(
+                        f"{self.path}: is damaged ({_words(error)}); 'streamfeat verify' may tell where"
+                    ) from error
         raise StoreError(f"{self.path}: is written faster than it can be read; try again when the writer is done")
 
     @property
@@ -119,6 +125,21 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def survey(self) -> Survey:
+        """Every object in the file, those too that belong to no video."""
+
+        def look(root: h5py.Group) -> Survey:
+            found = survey(root)
+            if found.strays and not self._file.is_current():
+                raise StoreError(f"{self.path}: was written meanwhile; try again")  # and _read does
+            return found
+
+        return self._read(look)
+
+    def attrs_intact(self) -> bool | None:
+        """Whether recipe, model and the like still are what was written; None where no checksum tells."""
+        return self._read(_attrs_hold)
 
     def close(self) -> None:
         self._h5.close()
@@ -205,12 +226,38 @@ class StoredVideo:
         """Whether features and start frames still are what was written, by their checksum."""
         return self._read(_checksum_holds)
 
+    def attrs_intact(self) -> bool | None:
+        """Whether the attributes still are what was written; None where no checksum tells."""
+        return self._read(_attrs_hold)
+
+    def labels_intact(self) -> bool | None:
+        """Whether labels and aligned clips still are what was written; None where no checksum tells."""
+        return self._read(_labels_hold)
+
 
 def _read_labels(video: h5py.Group) -> Labels | None:
     if schema.LABELS not in video:
         return None
     group = video[schema.LABELS]
-    return Labels(group["frame"][()], group["clip"][()], schema.plain_attrs(group.attrs))
+    attrs = schema.plain_attrs(group.attrs)
+    attrs.pop(schema.CHECKSUM, None)
+    return Labels(group["frame"][()], group["clip"][()], attrs)
+
+
+def _labels_hold(video: h5py.Group) -> bool | None:
+    labels = _read_labels(video)
+    if labels is None or schema.CHECKSUM not in video[schema.LABELS].attrs:
+        return None
+    written = schema.plain(video[schema.LABELS].attrs[schema.CHECKSUM])
+    return written == schema.labels_checksum(
+        labels.frame, labels.clip, labels.attrs, video.attrs.get(schema.ALIGNED_CLIPS)
+    )
+
+
+def _attrs_hold(group: h5py.Group) -> bool | None:
+    if schema.ATTRS_CHECKSUM not in group.attrs:
+        return None
+    return schema.plain(group.attrs[schema.ATTRS_CHECKSUM]) == schema.attrs_checksum(group.attrs)
 
 
 def _checksum_holds(video: h5py.Group) -> bool:
@@ -255,6 +302,11 @@ def open_committed(path: str) -> tuple[CommittedFile, h5py.File]:
         except BaseException:
             file.close()
             raise
+
+
+def _words(error: Exception) -> str:
+    """Of h5py's error, whose KeyErrors come in quotes."""
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
 def _open_file(path: str) -> CommittedFile:
