@@ -19,7 +19,7 @@ from streamfeat.labels import LabelError, Labels, Match, VideoNames, read_labels
 from streamfeat.recipe import Recipe
 from streamfeat.store import FeatureStore, StoredVideo, StoreWriter
 from streamfeat.stored import aligned_clips, frames_of, recipe_of
-from streamfeat.text import counted
+from streamfeat.text import counted, shown
 
 #: frames of a clip in the published pipeline, whatever the recipe here; its pickles have so many labels for each
 PUBLISHED_CLIP = 16
@@ -253,15 +253,15 @@ def table(alignment: Alignment) -> list[str]:
     for video in alignment.videos:
         numbers = (video.clips, video.frames, video.labels, video.kept)
         cells = ("-" if number is None else str(number) for number in numbers)
-        rows.append((video.video, *cells, "; ".join(oddity.text for oddity in video.oddities)))
+        rows.append((shown(video.video), *cells, "; ".join(oddity.text for oddity in video.oddities)))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = []
     for name, *numbers, remark in rows:
         cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells, remark]).rstrip())
-    lines += [f"matched by {match.variant}: {match.name} → {match.video}" for match in alignment.variants]
+    lines += [f"matched by {match.variant}: {shown(match.name)} → {shown(match.video)}" for match in alignment.variants]
     unused = alignment.without_video
-    lines += [f"labels without a video: {name}" for name in unused[:_SHOWN_NAMES]]
+    lines += [f"labels without a video: {shown(name)}" for name in unused[:_SHOWN_NAMES]]
     if len(unused) > _SHOWN_NAMES:
         lines.append(f"labels without a video: {len(unused) - _SHOWN_NAMES} more")
     if lost := sum(video.loses_earlier for video in alignment.videos):

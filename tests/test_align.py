@@ -259,6 +259,18 @@ def test_names_by_variant_are_shown(store, tmp_path):
     assert [line for line in table(alignment) if "matched by" in line]
 
 
+def test_names_that_no_terminal_should_see(store, tmp_path):
+    source = tmp_path / "gt.json"
+    source.write_text(json.dumps({"01_0014": [0] * 100, "\ud800": [0], "\x1b[2Jx\n01_001  10  170  170  10": [1]}))
+    lines = invoke(store, source).output.splitlines()
+    assert [line for line in lines if line.startswith("labels without")] == [
+        r"labels without a video: '\ud800'", r"labels without a video: '\x1b[2Jx\n01_001  10  170  170  10'"]
+    process = subprocess.run([sys.executable, "-m", "streamfeat", "align", str(store), str(source), "--video-labels",
+                              str(write_pickle(tmp_path / "v.pickle", {"abuse001_x264": 1}))],
+                             env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert process.returncode == 0 and not process.stderr, process.stderr
+
+
 @pytest.mark.parametrize(("labels", "said"), [
     ({"01_0014": [0] * 3, "01_0014.mp4": [1] * 3}, "both mean the video '01_0014'"),
     ({"01_0014": "0101"}, "type str"),

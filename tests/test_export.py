@@ -164,6 +164,9 @@ def test_statistics_are_selected_and_joined(store, tmp_path):
         assert np.array_equal(np.load(tmp_path / "npy/training/01_001.npy"), expected), (stats, flatten)
     with pytest.raises(ExportError, match="no statistic fc_norm; it has mean, std, max"):
         export(store, tmp_path / "other", layout="npy", stats=["fc_norm"])
+    for stats in ([], ["mean", "max", "mean"]):
+        with pytest.raises(ExportError, match="choose each statistic once, and at least one of mean, std, max"):
+            export(store, tmp_path / "other", layout="npy", stats=stats)
 
 
 def test_rtfm_is_read_by_the_published_rules(tmp_path, lists):
@@ -399,6 +402,25 @@ def test_a_destination_that_is_a_file_or_below_one(store, tmp_path):
         assert result.exit_code == 2 and f"{said}: is no folder; choose another destination" in result.output
         assert len(result.output.splitlines()) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["testing"]
+
+
+def test_no_destination(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = run(store, "", "--layout", "npy")
+    assert result.exit_code == 2 and "the destination is empty: give a folder" in result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_fills_ends_the_export_with_one_line(store, tmp_path, monkeypatch):
+    def full(path, chunks):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("streamfeat.export.destination.write_whole", full)
+    result = run(store, tmp_path / "out", "--layout", "npy")
+    assert result.exit_code == 1 and len(result.output.splitlines()) == 1
+    assert ("out: testing/01_0014.npy cannot be written (No space left on device); the same command goes on"
+            in result.output)
 
 
 def test_a_destination_that_may_not_be_written_to(store, tmp_path, monkeypatch):

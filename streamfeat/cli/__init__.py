@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 import click
@@ -46,3 +47,6 @@ def main() -> None:
     \b
     streamfeat extract videos/ out.h5
     """
+    # names come from other people's files, and not every terminal can show all of them
+    if getattr(sys.stdout, "errors", None) == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -49,7 +49,7 @@ def command(store: str, destination: str, layout: str, dataset: str, stats: str 
     from streamfeat.store import StoreError
     from streamfeat.text import counted
 
-    chosen = None if stats is None else [name.strip() for name in stats.split(",")]
+    chosen = None if stats is None else [name.strip() for name in stats.split(",") if name.strip()]
     with (one_line(ExportError, UnsafeName, LabelError, StoreError, debug=debug),
           one_line(ExportRefused, OSError, code=FAILED, debug=debug)):
         exported = export(store, destination, layout=layout, dataset=dataset, stats=chosen, flatten=flatten,

@@ -77,6 +77,8 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
     if layout not in LAYOUTS:
         raise ExportError(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
     check_name(dataset)
+    if not os.fspath(destination):
+        raise ExportError("the destination is empty: give a folder")
     with FeatureStore(store) as reader:
         names = list(reader)
         for name in names:

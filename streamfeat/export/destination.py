@@ -62,10 +62,17 @@ class Destination:
             remove_abandoned(folder)
         for name, chunks in self._planned.items():
             if self._overwrite or not locate_inside(self.root, name).exists():
-                write_whole(path_inside(self.root, name), chunks())
+                self._write(name, chunks())
                 self.written += 1
             else:
                 self.kept += 1
+
+    def _write(self, name: str, chunks: Iterable[Any]) -> None:
+        try:
+            write_whole(path_inside(self.root, name), chunks)
+        except OSError as error:
+            raise OSError(f"{self.root}: {name} cannot be written ({error.strerror or error}); the same command goes "
+                          "on where this one ended") from error
 
     def stale(self) -> tuple[str, ...]:
         """Files of this layout that are no part of the plan, by their names below ``root``."""

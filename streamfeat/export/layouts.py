@@ -161,7 +161,7 @@ def fed_wsvad(job: Job) -> None:
         job.destination.add(f"{job.dataset}/{truth.format('frame')}", lambda: frame_label_chunks(frames))
         job.note_repeats()
     else:
-        job.notes.append("no labels in the store: GT was not written; the detectors need it (streamfeat align)")
+        job.notes.append("no labels of these videos: GT was not written; the detectors need it (streamfeat align)")
     if job.train is not None:
         job.destination.add_lines(f"{job.dataset}/{splits.format('train')}",
                                   [names[video] for video in job.trainable(job.train, splits.format("train"))])

@@ -29,6 +29,8 @@ class Selection:
             unknown = [name for name in stats if name not in stored]
             if unknown:
                 raise ExportError(f"{store.path} has no statistic {', '.join(unknown)}; it has {', '.join(stored)}")
+            if not stats or len(set(stats)) < len(stats):
+                raise ExportError(f"choose each statistic once, and at least one of {', '.join(stored)}")
         chosen = list(stored if stats is None else stats)
         self.crops = shape[dims.index("crop")] if "crop" in dims else 1
         self._has_crops = "crop" in dims

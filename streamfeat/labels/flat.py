@@ -34,7 +34,8 @@ def read_list(path: str | Path) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path}: cannot be read as a list ({error})") from None
+        why = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+        raise LabelError(f"{path}: cannot be read as a list of videos ({why})") from None
     names = [line.strip() for line in text.split("\n") if line.strip()]
     if not names:
         raise LabelError(f"{path}: an empty list")

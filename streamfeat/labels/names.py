@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from streamfeat.labels.errors import LabelError
+from streamfeat.text import shown
 
 #: endings that names carry in label files and lists but not in a store
 _EXTENSIONS = (
@@ -53,7 +54,8 @@ class Match:
     variant: str | None
 
     def __str__(self) -> str:
-        return f"{self.name} → {self.video} ({self.variant})" if self.variant else self.name
+        name = shown(self.name)
+        return f"{name} → {shown(self.video)} ({self.variant})" if self.variant else name
 
 
 class VideoNames:
