@@ -371,7 +371,7 @@ def test_files_of_an_older_export_are_told_and_left(tmp_path, layout, file):
 
 
 @pytest.mark.parametrize("layout", OTHERWISE)
-@pytest.mark.parametrize("damage", ["features", "start_frame"])
+@pytest.mark.parametrize("damage", ["features", "start_frame", "labels/frame"])
 def test_a_damaged_video_is_never_exported(store, lists, tmp_path, layout, damage):
     with h5py.File(store, "r+") as file:
         values = file["videos/testing/01_0014"][damage]

@@ -119,7 +119,8 @@ def _check_intact(job: Job) -> None:
 
 def _is_intact(video: StoredVideo) -> bool:
     try:
-        return video.is_intact()
+        # stores from before labels had a checksum cannot tell
+        return video.is_intact() and video.labels_intact() is not False
     except StoreError:
         return False
 
