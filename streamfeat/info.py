@@ -14,7 +14,7 @@ from streamfeat.text import counted
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
     clips: int
-    #: decoded from the source
+    #: decoded from the source, 0 if unknown
     frames: int
     #: frames per second of the source, 0.0 if unknown
     fps: float
@@ -143,8 +143,8 @@ def _video(video: Any) -> VideoInfo:
     labels = frame_labels(video)
     return VideoInfo(
         clips=len(video.feature_dataset),
-        frames=video.frames,
-        fps=video.fps,
+        frames=video.frames or 0,
+        fps=video.fps or 0.0,
         decoder=str(video.attrs.get("decoder", "")),
         damaged_packets=int(video.attrs.get("damaged_packets", 0)),
         labels=None if labels is None else len(labels),

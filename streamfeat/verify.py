@@ -15,7 +15,7 @@ import numpy as np
 
 from streamfeat.checks import VideoChecks, blocks
 from streamfeat.recipe import Recipe, RecipeError
-from streamfeat.store import FeatureStore, StoredVideo
+from streamfeat.store import FeatureStore, StoredVideo, StoreError
 from streamfeat.stored import recipe_of
 
 #: smallest cosine between a stored and a new feature that count as equal: half precision on one side gives
@@ -83,6 +83,10 @@ def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[st
         header_intact = reader.attrs_intact()
         if header_intact is False:
             problems.append(("/", "recipe, model or other attributes of the store are not what was written (checksum)"))
+        try:
+            reader.failures  # noqa: B018
+        except StoreError as error:
+            problems.append(("failures", str(error)))
         clips, unchecked = 0, Counter()
         for name in survey.videos:
             checks = VideoChecks(reader[name], reader, recipe)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import streamfeat
 from streamfeat.align import CLIP_LABELS, align
 from streamfeat.cli import main
+from streamfeat.frames import dump_frames
 from streamfeat.recipe import Recipe
 from streamfeat.store import StoreError
 from streamfeat.verify import VerifyError, verify
@@ -218,6 +219,28 @@ def test_against_other_videos(extracted, tmp_path):
     found = verify(tmp_path / "out.h5", [extracted / "videos"], device="cpu")
     said = dict(found.problems)
     assert set(said) == {"deep/a"} and said["deep/a"].startswith("extracted anew its features differ: cosine -")
+
+
+def test_the_command_says_what_it_compared_and_what_counts_as_equal(extracted):
+    result = CliRunner().invoke(main, ["verify", str(extracted / "out.h5"), "--against", str(extracted / "videos"),
+                                       "--device", "cpu"])
+    assert result.exit_code == 0 and re.search(
+        r"\nextracted anew: 6 clips of 2 videos, cosine at least 1\.0+ \(equal from 0\.999 on\), greatest difference "
+        r"\S+\n.*: 2 videos, 6 clips: nothing wrong\n$", result.output), result.output
+
+
+def test_folders_of_frames_inside_each_other(extracted, tmp_path):
+    """Nothing is written into them."""
+    folder = tmp_path / "frames"
+    for name in ("a", "a/b"):
+        dump_frames([extracted / "videos" / "a.mp4"], tmp_path / "dump")
+        shutil.copytree(tmp_path / "dump" / "a", folder / name)
+    recipe = Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None)
+    streamfeat.extract([folder], tmp_path / "out.h5", recipe=recipe, model="vit_tiny", weights="random", device="cpu")
+    before = sorted(folder.rglob("*"))
+    found = verify(tmp_path / "out.h5", [folder], device="cpu")
+    assert found.problems == () and sorted(video.video for video in found.compared) == ["a", "a/b"]
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_against_nothing(extracted, tmp_path):
