@@ -195,6 +195,20 @@ def test_one_crop_files_have_the_centre_first(tmp_path, lists):
     assert len(np.load(tmp_path / "xd/gt.npy")) == 16 * 6
 
 
+def test_what_the_loaders_would_stumble_over_is_said(store, lists, tmp_path):
+    """As their code has it: the shape that RTFM transposes, the crops and names that XDVioDet and UR-DMU count on."""
+    notes = " ".join(export(store, tmp_path / "rtfm", layout="rtfm", stats=["mean"], **lists).notes)
+    assert "one crop a clip, (T, C): RTFM's loader" in notes and "blanks" not in notes
+    notes = " ".join(export(store, tmp_path / "x d", layout="xd", stats=["mean"], **lists).notes)
+    assert "1 file a video: the detectors' evaluation takes 5" in notes
+    assert "would take 2 normal videos here for anomalous, training/01_001 first" in notes
+    assert "some paths in the lists have blanks" in notes
+    crops = labelled_store(tmp_path / "crops.h5", Recipe.named("xd-5crop"))
+    notes = " ".join(export(crops, tmp_path / "rtfm5", layout="rtfm", stats=["mean"]).notes
+                     + export(crops, tmp_path / "xd5", layout="xd", stats=["mean"]).notes)
+    assert "crop a clip" not in notes and "a video:" not in notes and "anomalous" not in notes
+
+
 def test_ten_crops_are_ten_files_as_ur_dmu_lists_them(tmp_path):
     store = labelled_store(tmp_path / "out.h5", Recipe.named("wsvad-10crop"))
     export(store, tmp_path / "xd", layout="xd", stats=["mean"])

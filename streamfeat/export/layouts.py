@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +26,10 @@ from streamfeat.text import counted
 
 #: how often the detectors repeat each clip's score before they compare it with the labels of frames
 REPEATS = 16
+#: files a video that XDVioDet and UR-DMU evaluate together: crops of XD-Violence and UCF-Crime
+_EVALUATED_FILES = (5, 10)
+#: how their loaders tell a normal video
+_MARKED_NORMAL = re.compile("_label_A|Normal")
 
 
 @dataclasses.dataclass
@@ -76,8 +81,9 @@ class Job:
         anomalous = [name for name in names if self.label(name) == 1]
         normal = [name for name in names if self.label(name) == 0]
         self.notes.append(f"train.list has {counted(len(anomalous), 'anomalous video')} first, then "
-                          f"{counted(len(normal), 'normal one')}: the loaders cut it there by a number in their code "
-                          "(63 for ShanghaiTech, 810 for UCF-Crime)")
+                          f"{counted(len(normal), 'normal one')}: the loaders cut it there by a number of lines in "
+                          "their code (RTFM: 63 for ShanghaiTech, 810 for UCF-Crime; UR-DMU: 8100 for UCF-Crime, 9525 "
+                          "for XD-Violence)")
         return anomalous + normal
 
     def clip_frame_labels(self, name: str) -> np.ndarray | None:
@@ -173,6 +179,9 @@ def fed_wsvad(job: Job) -> None:
 def rtfm(job: Job) -> None:
     """``features/<video>_i3d.npy``, ``train.list``, ``test.list`` and ``gt.npy``."""
     job.one_feature_a_clip("rtfm")
+    if len(job.selection.row_shape) == 1:
+        job.notes.append("one crop a clip, (T, C): RTFM's loader exchanges crops and time and needs (T, crops, C); "
+                         "extract with --recipe wsvad-10crop, or give it a dimension of 1 there")
     _lists(job, lambda name: [f"features/{name}_i3d.npy"], [None])
 
 
@@ -184,6 +193,15 @@ def xd(job: Job) -> None:
     job.one_feature_a_clip("xd")
     crops = job.selection.crops
     order = [crops - 1, *range(crops - 1)] if crops == 5 else list(range(crops))
+    if crops not in _EVALUATED_FILES:
+        job.notes.append(f"{counted(crops, 'file')} a video: the detectors' evaluation takes 5 together for "
+                         "XD-Violence, 10 for UCF-Crime: change that number there")
+    unmarked = [name for name in (*(job.train or ()), *(job.test or ()))
+                if job.label(name) == 0 and not _MARKED_NORMAL.search(name.rpartition("/")[2])]
+    if unmarked:
+        job.notes.append("the loaders know normal videos by _label_A (XD-Violence) or Normal (UCF-Crime) in the name: "
+                         f"they would take {counted(len(unmarked), 'normal video')} here for anomalous, {unmarked[0]} "
+                         "first")
     _lists(job, lambda name: [f"features/{name}__{number}.npy" for number in range(crops)], order)
 
 
@@ -202,6 +220,8 @@ def _lists(job: Job, files: Callable[[str], list[str]], crops: Sequence[int | No
         return
     truth = job.flat_ground_truth(test)
     job.destination.add_lines("test.list", [str(root / file) for name in test for file in files(name)])
+    if any(re.search(r"\s", str(root / files(name)[0])) for name in (*(job.train or ()), *test)):
+        job.notes.append("some paths in the lists have blanks, where UR-DMU's loader cuts its lines")
     job.destination.add_npy("gt.npy", truth.shape, "<f8", lambda: [truth])
 
 
