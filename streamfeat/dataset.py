@@ -24,6 +24,7 @@ from streamfeat.labels.flat import read_list
 from streamfeat.labels.names import VideoNames
 from streamfeat.store import FeatureStore
 from streamfeat.stored import aligned_clips, video_label
+from streamfeat.text import counted
 
 
 class Sample(NamedTuple):
@@ -126,5 +127,6 @@ def _find(store: FeatureStore, videos: Iterable[str] | str | os.PathLike[str]) -
     matches = {name: known.find(name) for name in names}
     missing = [name for name, match in matches.items() if match is None]
     if missing:
-        raise LabelError(f"{len(missing)} of {len(names)} videos are not in {store.path}, {missing[0]!r} first")
+        them = counted(len(missing), "video is", "videos are")
+        raise LabelError(f"{them} not in {store.path}, {missing[0]!r} first: extract them, or leave them out")
     return list(dict.fromkeys(match.video for match in matches.values() if match is not None))

@@ -92,7 +92,7 @@ def test_statistics_names_and_half_precision(tmp_path):
     assert dataset.names == ["a/y"]
     assert dataset[0].features.shape == (2, 8) and dataset[0].features.dtype == torch.float32
     assert FeatureDataset(store, flatten=True)[0].features.shape == (4, 24)
-    with pytest.raises(LabelError, match=r"1 of 2 videos are not in .*, 'z' first"):
+    with pytest.raises(LabelError, match=r"1 video is not in .*, 'z' first"):
         FeatureDataset(store, ["y", "z"])
 
 

@@ -144,6 +144,17 @@ def test_ground_truth_has_sixteen_labels_a_clip_whatever_the_recipe(recipe, tmp_
     assert start == len(flat)
 
 
+def test_labels_beyond_the_end_of_a_video_are_of_no_clip(tmp_path):
+    """A padded clip repeats the last frame, whatever labels come after that."""
+    store = write_store(tmp_path / "out.h5", {"a": 40}, Recipe(tail="pad"))
+    (tmp_path / "gt.json").write_text(json.dumps({"a": [0] * 40 + [1] * 12}))
+    align(store, tmp_path / "gt.json")
+    export(store, tmp_path / "VAD", layout="fed-wsvad")
+    export(store, tmp_path / "rtfm", layout="rtfm", stats=["mean"])
+    frames = pickle.loads((tmp_path / "VAD/shanghaitech/GT/frame_label.pickle").read_bytes())
+    assert np.load(tmp_path / "rtfm/gt.npy").tolist() == frames["a"][:48].tolist() == [0] * 48
+
+
 def test_npy_is_read_by_actionformer(tmp_path):
     store = write_store(tmp_path / "out.h5", {"video_validation_0000051": 64, "sub/video_test_0000004": 40},
                         Recipe.named("thumos14"))

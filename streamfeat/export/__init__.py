@@ -16,7 +16,7 @@ from streamfeat.files import check_name
 from streamfeat.labels.flat import read_list
 from streamfeat.labels.names import VideoNames
 from streamfeat.store import FeatureStore, StoredVideo, StoreError
-from streamfeat.stored import aligned_clips, recipe_of
+from streamfeat.stored import aligned_clips, frames_of, recipe_of
 from streamfeat.text import counted
 
 __all__ = ["LAYOUTS", "ExportError", "ExportRefused", "Exported", "export"]
@@ -86,8 +86,8 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
         videos = [name for name in names if aligned_clips(reader[name]) > 0]
         if not videos:
             raise ExportError(f"{store}: no video has a clip to export")
-        job = Job(reader, recipe_of(reader), Selection(reader, stats, flatten), Destination(destination, overwrite),
-                  videos, None, None, dataset)
+        job = Job(reader, recipe_of(reader), frames_of(reader), Selection(reader, stats, flatten),
+                  Destination(destination, overwrite), videos, None, None, dataset)
         job.train = _listed(job, names, train_list)
         job.test = _listed(job, names, test_list)
         if both := [name for name in job.train or () if name in set(job.test or ())]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Job:
 
     store: FeatureStore
     recipe: Recipe
+    #: {video: frames}
+    frames: Mapping[str, int]
     selection: Selection
     destination: Destination
     #: videos to export, all with at least one clip
@@ -97,7 +99,7 @@ class Job:
             return np.zeros((clips, self.recipe.clip_frames), np.uint8) if self.label(name) == 0 else None
         offsets = np.arange(self.recipe.clip_frames) * self.recipe.frame_step
         frames = video.start_frame[:clips, None] + offsets
-        return labels[np.minimum(frames, len(labels) - 1)]
+        return labels[np.minimum(frames, min(len(labels), self.frames[name]) - 1)]
 
     def one_feature_a_clip(self, layout: str) -> None:
         """Raises ExportError where a clip has several statistics and none was chosen."""
@@ -233,7 +235,7 @@ def _evaluated(job: Job, video: str) -> np.ndarray | None:
         return None
     recipe = job.recipe
     end_to_end = recipe.frame_step == 1 and recipe.clip_stride == recipe.clip_frames
-    if labels is None or not end_to_end or len(labels) < by_clip.size:
+    if labels is None or not end_to_end or min(len(labels), job.frames[video]) < by_clip.size:
         return by_clip.ravel()
     return labels
 
