@@ -8,30 +8,31 @@ files: it converts to RGB and hands that to ``cv2.imwrite``, which takes it for 
 from __future__ import annotations
 
 import dataclasses
-import io
+import hashlib
 import itertools
 import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
 import numpy as np
-from PIL import Image
 
 from streamfeat.decode.base import DecodeError
 from streamfeat.decode.images import read_image
 from streamfeat.decode.pyav import Pictures, read_header
 from streamfeat.files import check_name, path_inside
-from streamfeat.videos import Video, find_videos, list_frames
+from streamfeat.frame_layout import FED_WSVAD, PLAIN, FrameLayout, FramesError, jpeg, made_otherwise
+from streamfeat.store import StoreError, StoreLocked
+from streamfeat.store.lock import WriterLock
+from streamfeat.videos import Video, display, find_videos, list_frames
 
-#: as cv2.imwrite by default, and what libjpeg does by default: one chroma value for four pixels
-_SUBSAMPLING = "4:2:0"
+__all__ = ["FED_WSVAD", "PLAIN", "Dumped", "Estimate", "FrameLayout", "FramesError", "dump_frames"]
+
 #: videos decoded side by side, and encoded frames that each may be ahead of the disk
 _LANES = 2
 _AHEAD = 8
@@ -42,41 +43,12 @@ _SAMPLED_FRAMES = 3
 _BLOCK = 4096
 #: share of the free disk that an estimate may fill: it is one
 _FILLED = 0.95
-_LOCK = ".streamfeat.lock"
-
-
-class FramesError(Exception):
-    """The frames cannot be dumped as asked; nothing was written."""
+#: bytes of a name on every common file system
+_LONGEST_NAME = 255
 
 
 class _Stopped(Exception):
     """Somebody asked for an early end."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameLayout:
-    """How frames are numbered and stored."""
-
-    first_index: int = 0
-    digits: int = 5
-    #: of JPEG, 1 to 100
-    quality: int = 95
-    #: red and blue exchanged in the files
-    swapped: bool = False
-    #: folders named by the last part of the video's name
-    flat: bool = False
-
-    def __post_init__(self) -> None:
-        if self.first_index not in (0, 1) or not 1 <= self.digits <= 12 or not 1 <= self.quality <= 100:
-            raise FramesError("frames are numbered from 0 or 1, with 1 to 12 digits, in a quality from 1 to 100")
-
-    def file_name(self, index: int) -> str:
-        """Of the frame ``index``, counted from 0."""
-        return f"img_{index + self.first_index:0{self.digits}d}.jpg"
-
-
-#: what the published script writes; cv2.imwrite has quality 95 unless told otherwise
-FED_WSVAD = FrameLayout(first_index=1, quality=95, swapped=True, flat=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +91,7 @@ class Dumped:
 
 
 def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.PathLike[str], *,
-                layout: FrameLayout = FrameLayout(), root: str | os.PathLike[str] | None = None,
+                layout: FrameLayout = PLAIN, root: str | os.PathLike[str] | None = None,
                 on_estimate: Callable[[Estimate], None] | None = None,
                 on_video: Callable[[str, int], None] | None = None, stop: threading.Event | None = None) -> Dumped:
     """Write the frames of all videos in ``inputs`` below ``destination``, one folder a video.
@@ -129,23 +101,29 @@ def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.
     before anything is written, ``on_video`` of each folder made and its frames. Setting ``stop`` from another
     thread ends it early, with whole folders only.
 
-    Raises InputError and FramesError before anything is written: nothing found, a disk that cannot hold it, or
-    another dump at work in the folder. Raises UnsafeName for names that lead out of it, OSError for the disk.
+    Raises InputError and FramesError before anything is written: nothing found, a destination that cannot be
+    written or lies in an input, folders in it that were made in another layout, videos with more frames than the
+    digits can number, a disk that cannot hold it, or another dump at work. Raises UnsafeName for names that lead
+    out of the destination, OSError when the disk fails it later.
     """
-    videos = find_videos([os.fspath(given) for given in inputs], root)
+    inputs = [os.fspath(given) for given in inputs]
+    videos = find_videos(inputs, root)
     folders = _folders(videos, layout.flat)
     destination = Path(destination)
+    _check_destination(destination)
+    _check_outside(destination, inputs, root)
     dumped = Dumped(str(destination))
-    todo = []
+    todo, there = [], []
     for video in videos:
-        if (destination / folders[video.name]).exists():
-            dumped.kept.append(video.name)
-        else:
-            todo.append(video)
-    if not todo:
-        return dumped
+        (there if os.path.lexists(destination / folders[video.name]) else todo).append(video)
     with ThreadPoolExecutor(os.cpu_count() or 1, "jpeg") as encoders:
-        estimate = _estimate(todo, layout, destination, encoders)
+        _check_kept({destination / folders[video.name]: video for video in there}, layout, encoders)
+        dumped.kept = [video.name for video in there]
+        if not todo:
+            return dumped
+        headers = dict(zip((video.name for video in todo), encoders.map(_probe, todo), strict=True))
+        _check_digits(headers, layout)
+        estimate = _estimate(todo, headers, layout, destination, encoders)
         if on_estimate is not None:
             on_estimate(estimate)
         if not estimate.fits:
@@ -182,6 +160,95 @@ def _folders(videos: Sequence[Video], flat: bool) -> dict[str, str]:
     return folders
 
 
+def _check_destination(destination: Path) -> None:
+    """Raise FramesError where no folder can be made."""
+    existing = _existing(destination)
+    if not existing.is_dir():
+        raise FramesError(f"{display(existing)} is no folder: choose another destination for the frames")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FramesError(f"{display(existing)} may not be written: choose another destination for the frames")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest one above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+
+
+def _check_outside(destination: Path, inputs: Sequence[str], root: str | os.PathLike[str] | None) -> None:
+    """Raise FramesError where the frames would be found as videos when the same inputs are given again."""
+    real = Path(os.path.realpath(destination))
+    around = {real, *real.parents}
+    for given in inputs:
+        if given.startswith("@") and not Path(given).exists():
+            searched = _searched_for(given, root, around)
+        elif os.path.isdir(given):
+            searched = given if any(folder in around for folder in _folders_in(given)) else None
+        else:
+            continue
+        if searched is not None:
+            raise FramesError(f"{display(destination)} lies in {display(Path(searched))}, which is searched for "
+                              "videos: its frames would be taken for more of them; choose a folder outside")
+
+
+def _folders_in(top: str) -> Iterator[Path]:
+    """The real paths of all folders that a search from ``top`` comes through, links followed."""
+    waiting, seen = [os.path.realpath(top)], set()
+    while waiting:
+        folder = waiting.pop()
+        if folder in seen:
+            continue
+        seen.add(folder)
+        yield Path(folder)
+        with os.scandir(folder) as entries:
+            waiting += [os.path.realpath(entry.path) for entry in entries if entry.is_dir()]
+
+
+def _searched_for(given: str, root: str | os.PathLike[str] | None, around: Set[Path]) -> str | None:
+    """The folder among those ``around`` the destination that the entries of a list were searched for in.
+
+    Entries that are paths are not searched for, and are found again whatever lies beside them.
+    """
+    for folder in [os.path.dirname(given[1:]) or ".", "."] if root is None else [os.fspath(root)]:
+        real = Path(os.path.realpath(folder))
+        if real not in around:
+            continue
+        for video in find_videos([given], root):
+            path = Path(os.path.realpath(video.path.parent), video.path.name)
+            if path.is_relative_to(real) and path.parent != Path(os.path.realpath((real / video.name).parent)):
+                return folder
+    return None
+
+
+def _check_kept(kept: Mapping[Path, Video], layout: FrameLayout, pool: ThreadPoolExecutor) -> None:
+    """Raise FramesError when one of the folders that are there does not hold its video's frames in ``layout``."""
+
+    def check(folder: Path) -> str | None:
+        return made_otherwise(folder, layout, _first_picture(kept[folder]))
+
+    wrong = [(folder, reason) for folder, reason in zip(kept, pool.map(check, kept), strict=True) if reason]
+    if wrong:
+        folder, reason = wrong[0]
+        others = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+        raise FramesError(f"{display(folder)}{others} was made otherwise: {reason}; give the options that it was made "
+                          "with, choose another destination, or remove it")
+
+
+def _first_picture(video: Video) -> np.ndarray | None:
+    try:
+        with closing(_Source(video)) as source:
+            return next(iter(source), None)
+    except (DecodeError, OSError):
+        return None
+
+
+def _check_digits(headers: Mapping[str, tuple[int, int]], layout: FrameLayout) -> None:
+    """Raise FramesError where sorted names would not be in the order of the frames."""
+    name, (frames, _) = max(headers.items(), key=lambda item: item[1][0])
+    if frames > layout.most_frames:
+        raise FramesError(f"{name} has about {frames} frames, more than {layout.digits} digits can number: "
+                          f"give --digits {layout.digits_for(frames)}")
+
+
 def _collect(name: str, future: Future[tuple[int, int]], dumped: Dumped,
              on_video: Callable[[str, int], None] | None) -> None:
     try:
@@ -198,13 +265,19 @@ def _collect(name: str, future: Future[tuple[int, int]], dumped: Dumped,
 
 @contextmanager
 def _locked(destination: Path) -> Iterator[None]:
-    destination.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(destination / _LOCK, timeout=0)
     try:
-        with lock:
-            yield
-    except filelock.Timeout:
-        raise FramesError(f"another dump is writing to {destination}: wait for it, or choose another folder") from None
+        destination.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(str(destination / ".streamfeat"))
+    except StoreLocked as error:
+        whose = "" if error.pid is None else f" (process {error.pid})"
+        raise FramesError(f"another dump is writing to {display(destination)}{whose}: wait for it, or choose another "
+                          "folder") from None
+    except (StoreError, OSError) as error:
+        raise FramesError(f"{display(destination)} cannot be written ({error}): choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolExecutor,
@@ -212,7 +285,7 @@ def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolE
     """Write a folder; returns its frames and the packets that could not be decoded."""
     if is_over():
         raise _Stopped
-    part = folder.with_name(f".{folder.name}.part")
+    part = _part(folder)
     if part.exists():
         shutil.rmtree(part)
     part.mkdir()
@@ -221,6 +294,9 @@ def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolE
     try:
         with closing(_Source(video)) as source:
             for frames, picture in enumerate(source, 1):
+                if frames > layout.most_frames:
+                    raise DecodeError(f"it has more frames than {layout.digits} digits can number, though its header "
+                                      f"says otherwise: give more --digits")
                 waiting.append(encoders.submit(_write, part / layout.file_name(frames - 1), picture, layout))
                 if len(waiting) > _AHEAD:
                     waiting.popleft().result()
@@ -241,6 +317,14 @@ def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolE
         shutil.rmtree(part, ignore_errors=True)
         raise
     return frames, damaged
+
+
+def _part(folder: Path) -> Path:
+    """The hidden folder that becomes ``folder``."""
+    name = f".{folder.name}.part"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(folder.name)).hexdigest()}.part"
+    return folder.with_name(name)
 
 
 class _Source:
@@ -267,28 +351,18 @@ class _Source:
 
 
 def _write(path: Path, picture: np.ndarray, layout: FrameLayout) -> None:
-    path.write_bytes(_jpeg(picture, layout))
+    path.write_bytes(jpeg(picture, layout))
 
 
-def _jpeg(picture: np.ndarray, layout: FrameLayout) -> bytes:
-    """The file of a BGR ``picture``."""
-    # Pillow takes it for RGB, and so will whoever reads the file
-    stored = picture if layout.swapped else picture[..., ::-1]
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(stored)).save(buffer, "JPEG", quality=layout.quality, subsampling=_SUBSAMPLING)
-    return buffer.getvalue()
-
-
-def _estimate(videos: Sequence[Video], layout: FrameLayout, destination: Path, pool: ThreadPoolExecutor) -> Estimate:
-    sizes = list(pool.map(_probe, videos))
+def _estimate(videos: Sequence[Video], headers: Mapping[str, tuple[int, int]], layout: FrameLayout, destination: Path,
+              pool: ThreadPoolExecutor) -> Estimate:
     step = max(1, len(videos) // _SAMPLED_VIDEOS)
     samples = [sample for sample in pool.map(lambda video: _sample(video, layout), videos[::step]) if sample]
     # of a file: what grows with the picture, and the rest of its last block on the disk
     per_pixel = sum(size for size, _ in samples) / max(1, sum(pixels for _, pixels in samples))
-    frames = sum(count for count, _ in sizes)
-    total = sum(count * (pixels * per_pixel + _BLOCK / 2) for count, pixels in sizes)
-    existing = next(folder for folder in (destination.absolute(), *destination.absolute().parents) if folder.exists())
-    return Estimate(len(videos), frames, int(total), shutil.disk_usage(existing).free)
+    frames = sum(count for count, _ in headers.values())
+    total = sum(count * (pixels * per_pixel + _BLOCK / 2) for count, pixels in headers.values())
+    return Estimate(len(videos), frames, int(total), shutil.disk_usage(_existing(destination)).free)
 
 
 def _probe(video: Video) -> tuple[int, int]:
@@ -311,5 +385,5 @@ def _sample(video: Video, layout: FrameLayout) -> tuple[int, int] | None:
             pictures = list(itertools.islice(source, _SAMPLED_FRAMES))
     except (DecodeError, OSError):
         return None
-    return (sum(len(_jpeg(picture, layout)) for picture in pictures),
+    return (sum(len(jpeg(picture, layout)) for picture in pictures),
             sum(picture.shape[0] * picture.shape[1] for picture in pictures))

@@ -17,6 +17,7 @@ from streamfeat.checks import VideoChecks, blocks
 from streamfeat.recipe import Recipe, RecipeError
 from streamfeat.store import FeatureStore, StoredVideo, StoreError
 from streamfeat.stored import recipe_of
+from streamfeat.text import counted
 
 #: smallest cosine between a stored and a new feature that count as equal: half precision on one side gives
 #: 0.9995 and more, other colours 0.39 (Fed_WSVAD's exchanged channels) to 0.99
@@ -102,11 +103,6 @@ def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[st
             (*(["the store: its recipe and model have no checksum"] if header_intact is None else []),
              *(f"{counted(videos, 'video')}: {what}" for what, videos in unchecked.items())),
         )
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 clip``, ``2 clips``."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _compare(store: FeatureStore, recipe: Recipe, against: Sequence[str | os.PathLike[str]], sample: int,

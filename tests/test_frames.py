@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,12 +106,12 @@ def test_features_of_the_folder_are_those_of_the_video(videos, tmp_path, layout,
 def test_the_same_call_goes_on(videos, tmp_path):
     dump_frames([videos / "01_001.avi"], tmp_path / "Rgb_Fig")
     kept = tmp_path / "Rgb_Fig" / "01_001" / "img_00000.jpg"
-    kept.write_bytes(b"mine")
+    os.utime(kept, ns=(1, 1))
     stale = tmp_path / "Rgb_Fig" / "scene" / ".02_001.part"
     stale.mkdir(parents=True)
     (stale / "img_99999.jpg").write_bytes(b"left by a killed run")
     dumped = dump_frames([videos], tmp_path / "Rgb_Fig")
-    assert dumped.kept == ["01_001"] and dumped.frames == {"scene/02_001": 25} and kept.read_bytes() == b"mine"
+    assert dumped.kept == ["01_001"] and dumped.frames == {"scene/02_001": 25} and kept.stat().st_mtime_ns == 1
     assert len(list((tmp_path / "Rgb_Fig" / "scene" / "02_001").iterdir())) == 25 and not stale.exists()
 
 
@@ -253,3 +254,126 @@ def test_memory_does_not_grow_with_the_video(videos, tmp_path, monkeypatch):
     write_video(tmp_path / "long.mp4", 200)
     dump_frames([tmp_path / "long.mp4"], tmp_path / "out")
     assert 1 < most <= frames._AHEAD + 2 + (os.cpu_count() or 1)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["frames", *map(str, arguments)])
+
+
+MADE_OTHERWISE = {
+    "first index": (["--first-index", "1"], [], "its first frame is img_00001.jpg, not img_00000.jpg"),
+    "digits": (["--digits", "6"], [], "its first frame is img_000000.jpg, not img_00000.jpg"),
+    "quality": (["--quality", "40"], [], "its JPEG quality is 40, not 95"),
+    "colours": (["--layout", "fed-wsvad"], ["--first-index", "1"], "red and blue are exchanged in its frames"),
+    "colours the other way": (
+        ["--first-index", "1"], ["--layout", "fed-wsvad"], "red and blue are not exchanged in its frames"),
+}
+
+
+@pytest.mark.parametrize(("before", "now", "said"), MADE_OTHERWISE.values(), ids=MADE_OTHERWISE)
+def test_folders_made_with_other_options_are_refused(videos, tmp_path, before, now, said):
+    one = videos / "01_001.avi"
+    assert run(*before, one, tmp_path / "out").exit_code == 0
+    assert run(*before, one, tmp_path / "out").exit_code == 0
+    made = sorted((tmp_path / "out").rglob("*"))
+    result = run(*now, videos, tmp_path / "out")
+    assert result.exit_code == 2 and said in result.stderr and "give the options that it was made with" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and sorted((tmp_path / "out").rglob("*")) == made
+
+
+def test_what_is_in_the_place_of_a_folder_is_no_dump(videos, tmp_path):
+    out = tmp_path / "out"
+    for make, said in ((lambda path: path.write_text("mine"), "Not a directory"), (Path.mkdir, "it holds no frames"),
+                       (lambda path: shutil.copytree(tmp_path / "other" / "02_001", path), "160 x 120|120 x 90"),
+                       (lambda path: (path.mkdir(), (path / "img_00000.jpg").write_text("x")), "is no JPEG")):
+        dump_frames([videos / "scene" / "02_001.mp4"], tmp_path / "other")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        make(out / "01_001")
+        with pytest.raises(FramesError, match=said):
+            dump_frames([videos], out)
+        assert [path.name for path in out.iterdir()] == ["01_001"]
+    dump_frames([videos], tmp_path / "whole")
+    (tmp_path / "whole" / "01_001" / "img_00007.jpg").unlink()
+    with pytest.raises(FramesError, match=r"last frame is img_00039\.jpg, but with 39 frames it"):
+        dump_frames([videos], tmp_path / "whole")
+
+
+def test_a_finished_tree_holds_folders_of_frames_and_nothing_else(videos, tmp_path):
+    dump_frames([videos], tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["01_001", "scene"]
+    assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} == {".jpg"}
+
+
+def test_the_destination_must_lie_outside_the_inputs(videos, tmp_path):
+    source = tmp_path / "videos"
+    shutil.copytree(videos, source)
+    (tmp_path / "link").symlink_to(source / "scene", target_is_directory=True)
+    (source / "away").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "bare.txt").write_text("02_001\n")
+    (tmp_path / "paths.txt").write_text("videos/01_001.avi\n")
+    before = sorted(source.rglob("*"))
+    for arguments in ([source, source], [source, source / "frames"], [source, tmp_path / "link" / "frames"],
+                      [source, tmp_path / "elsewhere" / "deep"], [source / "..", tmp_path / "out"],
+                      [f"@{tmp_path / 'bare.txt'}", tmp_path / "out"],
+                      ["--root", source, f"@{tmp_path / 'bare.txt'}", source / "out"]):
+        result = run(*arguments)
+        assert result.exit_code == 2 and "choose a folder outside" in result.stderr, arguments
+        assert len(result.stderr.splitlines()) == 1
+    assert sorted(source.rglob("*")) == before and not (tmp_path / "out").exists()
+    for times in range(2):
+        result = run(f"@{tmp_path / 'paths.txt'}", tmp_path / "out")
+        assert result.exit_code == 0 and f"{times} were there already" in result.stderr, result.stderr
+    with pytest.raises(streamfeat.pipeline.ExtractError, match="choose a folder outside"):
+        streamfeat.extract([source], tmp_path / "out.h5", model="vit_tiny", weights="random", device="cpu",
+                           dump_frames=source / "frames")
+
+
+def test_more_frames_than_the_digits_can_number(tmp_path, monkeypatch):
+    video = write_video(tmp_path / "v.mp4", 12)
+    result = run("--digits", "1", video, tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "v has about 12 frames, more than 1 digits can number: give --digits 2" in result.stderr
+    assert run("--digits", "2", video, tmp_path / "out").exit_code == 0
+    for first, most in ((0, 10), (1, 9)):
+        layout = FrameLayout(first_index=first, digits=1)
+        assert layout.most_frames == most and layout.digits_for(most) == 1 and layout.digits_for(most + 1) == 2
+    monkeypatch.setattr(frames, "read_header", lambda path: (5, 160, 120))
+    result = run("--digits", "1", video, tmp_path / "lies")
+    assert result.exit_code == 1 and "more frames than 1 digits can number" in result.stderr
+    assert os.listdir(tmp_path / "lies") == []
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--quality", "10"], "--layout fed-wsvad has --quality 95: leave out --quality 10"),
+    (["--first-index", "0"], "--layout fed-wsvad has --first-index 1: leave out --first-index 0"),
+])
+def test_options_that_contradict_the_layout(videos, tmp_path, options, said):
+    result = run("--layout", "fed-wsvad", *options, videos, tmp_path / "out")
+    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out").exists()
+    result = run("--layout", "fed-wsvad", "--quality", "95", "--digits", "6", videos, tmp_path / "out")
+    assert result.exit_code == 0 and (tmp_path / "out" / "01_001" / "img_000001.jpg").exists()
+
+
+def test_a_destination_that_cannot_be_made(videos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    for destination in ("file", "file/below", "dangling/below"):
+        result = run(videos, tmp_path / destination)
+        assert result.exit_code == 2 and "choose another destination" in result.stderr, result.stderr
+        assert len(result.stderr.splitlines()) == 1 and "Errno" not in result.stderr
+    result = run(videos, "/proc/frames")
+    assert result.exit_code == 2 and "/proc" in result.stderr and "Errno" not in result.stderr, result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_names_of_any_length_and_script(videos, tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    names = ["видео 01", "動画-1", "é" * 125, "e\u0301"]
+    for name in names:
+        write_video(source / f"{name}.mp4", 3)
+    assert run(source, tmp_path / "out").exit_code == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    assert run(source, tmp_path / "out").exit_code == 0

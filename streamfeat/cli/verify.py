@@ -7,6 +7,7 @@ import json
 import click
 
 from streamfeat.cli.errors import FAILED, one_line
+from streamfeat.text import counted
 
 
 @click.command("verify")
@@ -32,7 +33,7 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
     """
     from streamfeat.store import StoreError
-    from streamfeat.verify import SAME_COSINE, VerifyError, counted, verify
+    from streamfeat.verify import SAME_COSINE, VerifyError, verify
 
     with one_line(StoreError, VerifyError, debug=debug):
         result = verify(store, against, sample=sample, weights=weights, device=device)
