@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import zipfile
 
@@ -299,7 +300,7 @@ def test_the_command_writes_the_published_pickles(tmp_path):
     result = CliRunner().invoke(main, ["labels", str(source), str(output), "--videos", str(store), "--video-labels",
                                        str(videos)])
     assert result.exit_code == 0, result.output
-    assert "1 videos, 1 of them anomalous, 40 frames (read as UCF-Crime annotation)" in result.output
+    assert "1 video, 1 of them anomalous, 40 frames (read as UCF-Crime annotation)" in result.output
     assert "matched by folder prefix: Abuse028_x264.mp4 → Abuse/Abuse028_x264" in result.output
     assert "labels without a video: Arson011_x264.mp4" in result.output
     labels = pickle.loads(output.read_bytes())
@@ -336,3 +337,26 @@ def test_outputs_never_destroy_what_is_not_an_older_pickle(tmp_path):
     assert precious.read_bytes() == b"\x89HDF" and not (tmp_path / "x.pickle").exists()
     convert_labels(source, tmp_path / "x.pickle")
     convert_labels(source, tmp_path / "x.pickle")  # an older pickle is replaced
+
+
+def test_outputs_that_cannot_be_written_are_named_as_they_were_given(tmp_path):
+    source = tmp_path / "gt.json"
+    source.write_text(json.dumps({"a": [0, 1]}))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for output, said in (("gone/x.pickle", "there is no folder"), ("gt.json/x.pickle", "there is no folder"),
+                         ("folder", "is no file"), ("pipe", "is no file"), ("/proc/x.pickle", "cannot be written")):
+        for arguments in ([tmp_path / output], [tmp_path / "ok.pickle", "--video-labels", tmp_path / output]):
+            result = CliRunner().invoke(main, ["labels", str(source), *map(str, arguments)])
+            assert result.exit_code == 2 and f"{tmp_path / output}: " in result.stderr and said in result.stderr
+            assert len(result.stderr.splitlines()) == 1 and ".part" not in result.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".part"]
+
+
+def test_intervals_beyond_the_end_of_a_video_are_told(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"Abuse028_x264": 40, "Abuse001_x264": 20}, Recipe())
+    source = tmp_path / "Temporal_Anomaly_Annotation.txt"
+    source.write_text("Abuse028_x264.mp4  Abuse  30  49  -1  -1\nAbuse001_x264.mp4  Abuse  0  19  -1  -1\n")
+    result = CliRunner().invoke(main, ["labels", str(source), str(tmp_path / "x.pickle"), "--videos", str(store)])
+    assert result.exit_code == 0 and result.output.count("beyond the end") == 1
+    assert "Abuse028_x264 has 40 frames and 50 labels, 10 of them anomalous after its end" in result.output

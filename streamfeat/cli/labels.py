@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from streamfeat.cli.errors import one_line
+from streamfeat.text import counted, shown
 
 
 @click.command("labels")
@@ -30,13 +31,17 @@ def command(source: str, output: str, store: str | None, test_list: str | None, 
     from streamfeat.labels import LabelError, convert_labels
     from streamfeat.store import StoreError
 
-    with one_line(LabelError, StoreError, OSError, debug=debug):
+    with one_line(LabelError, StoreError, debug=debug):
         converted = convert_labels(source, output, store=store, test_list=test_list, video_output=video_output)
     anomalous = sum(bool(values.any()) for values in converted.frame.values())
     frames = sum(map(len, converted.frame.values()))
-    click.echo(f"{output}: {len(converted.frame)} videos, {anomalous} of them anomalous, {frames} frames "
-               f"(read as {converted.form})")
+    click.echo(f"{output}: {counted(len(converted.frame), 'video')}, {anomalous} of them anomalous, "
+               f"{counted(frames, 'frame')} (read as {converted.form})")
     for match in converted.variants:
-        click.echo(f"matched by {match.variant}: {match.name} → {match.video}")
+        click.echo(f"matched by {match.variant}: {shown(match.name)} → {shown(match.video)}")
     for name in converted.without_video:
-        click.echo(f"labels without a video: {name}")
+        click.echo(f"labels without a video: {shown(name)}")
+    for name, length in converted.beyond.items():
+        values = converted.frame[name]
+        click.echo(f"labels beyond the end: {shown(name)} has {counted(length, 'frame')} and {len(values)} labels, "
+                   f"{int(values[length:].sum())} of them anomalous after its end")
