@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from streamfeat.doctor import doctor, isolate
+from streamfeat.decode.base import FallBack
+from streamfeat.doctor import doctor, isolate, probes
 from streamfeat.doctor.findings import examine
 from streamfeat.doctor.report import Report
 from tests import fake_driver
@@ -32,9 +33,12 @@ GOOD = {
     },
     "torch": {
         "version": "2.10.0+cu128", "cuda": "12.8",
-        "devices": {"cpu": {"precision": "fp32"}, "cuda:0": {"precision": "fp16"}},
+        "devices": {
+            "cpu": {"precision": "fp32", "why": "no AMX", "fp8": False},
+            "cuda:0": {"precision": "fp16", "why": "fast", "fp8": True},
+        },
     },
-    "dali": {"version": "2.4.0", "cuda": [12, 9]},
+    "dali": {"version": "2.4.0", "cuda": [12, 9], "decoded": 16},
     "pyav": {"version": "18.1.0", "ffmpeg": "8.1.2", "decodes": ["h264", "hevc", "vp9", "mpeg4", "mjpeg"]},
     "hub": {
         "endpoint": "https://hub", "default": "owner/base", "cached": [], "folder": "/cache", "free": 10**12,
@@ -43,6 +47,7 @@ GOOD = {
     "disk": {"folder": "/data", "free": 10**12, "writable": True},
     "memory": {"cores": 16, "available": 10**11},
 }
+CPU_ONLY = {"cpu": GOOD["torch"]["devices"]["cpu"]}
 
 
 def report(device="cuda", **changed):
@@ -73,14 +78,14 @@ def test_a_machine_where_all_is_well():
     page = str(found)
     assert "NVIDIA H200, compute capability 9.0, 130.0 of 139.0 GiB free" in page
     assert "7 engines: av1, h264, hevc" in page
-    assert "fp16 on cuda:0" in page
+    assert "fp16 on cuda:0 (fast; fp8 is possible)" in page and "decodes on the GPU" in page
     assert page.endswith("extract on a GPU works")
 
 
 def test_no_driver():
     found = report(
         driver={"problem": "libcuda.so.1: no such file", "release": None, "visible_devices": None},
-        torch={"version": "2.10.0+cu128", "cuda": "12.8", "devices": {"cpu": {"precision": "fp32"}}},
+        torch={"version": "2.10.0+cu128", "cuda": "12.8", "devices": CPU_ONLY},
     )
     assert not found.works and found.works_on("cpu")
     assert marks(found) == {"driver": "missing", "torch": "missing"}
@@ -104,7 +109,7 @@ def test_a_driver_too_old_for_torch(built, wanted):
 
 
 def test_torch_for_the_cpu_only():
-    cpu = {"version": "2.10.0+cpu", "cuda": None, "devices": {"cpu": {"precision": "bf16"}}}
+    cpu = {"version": "2.10.0+cpu", "cuda": None, "devices": CPU_ONLY}
     found = report(torch=cpu)
     assert not found.works and found.works_on("cpu")
     assert marks(found) == {"torch": "missing"}
@@ -112,7 +117,7 @@ def test_torch_for_the_cpu_only():
 
 
 def test_torch_whose_kernels_do_not_run_on_this_gpu():
-    devices = {"cpu": {"precision": "fp32"}, "cuda:0": {"problem": "no kernel image is available"}}
+    devices = {**CPU_ONLY, "cuda:0": {"problem": "no kernel image is available"}}
     found = report(torch={**GOOD["torch"], "devices": devices})
     assert not found.works and "no kernel image" in finding(found, "torch").found
 
@@ -149,6 +154,12 @@ def test_no_dali_is_a_warning_with_the_command_to_install_it():
     found = report(dali={"failed": "No module named 'nvidia'"})
     assert found.works and marks(found) == {"DALI": "warning"}
     assert "pip install nvidia-dali-cuda120" in finding(found, "DALI").remedy
+
+
+def test_dali_that_does_not_decode_is_a_warning():
+    found = report(dali={"version": "2.4.0", "cuda": [12, 9], "problem": "nothing came for 20 seconds"})
+    assert found.works and marks(found) == {"DALI": "warning"}
+    assert "nothing came" in finding(found, "DALI").found
 
 
 def test_dali_for_another_cuda_than_torch():
@@ -230,6 +241,7 @@ def test_torch_with_a_driver_that_only_pretends(tmp_path, monkeypatch):
     found = report(**isolate.ask({"driver": {}, "torch": {"gpus": True}}))
     assert not found.works
     assert finding(found, "GPU").mark("cuda") == "ok" and marks(found)["torch"] == "missing"
+    assert "sees no GPU: " in finding(found, "torch").found  # and then what CUDA says
     assert found.works_on("cpu")
 
 
@@ -268,6 +280,14 @@ def test_no_process_to_be_had(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert "No such file" in isolate.ask({"memory": {}})["memory"]["failed"]
     assert not doctor().works
+
+
+def test_dali_decodes_what_the_doctor_gives_it():
+    """On the CPU, and hence in a codec that DALI has there."""
+    pytest.importorskip("nvidia.dali")
+    assert probes.decode("cpu", "mjpeg", "avi") == 16
+    with pytest.raises(FallBack, match="no h264"):
+        probes.decode("cpu", "h264", "mp4")
 
 
 def test_pyav_here_has_the_codecs_that_datasets_come_in():
@@ -330,7 +350,7 @@ def test_here():
     assert done.returncode == (0 if found["works"] else 1)
     assert found["device"] == "cuda" and (found["works"] or not torch.cuda.is_available())
     assert {f["mark"] for f in found["findings"]} <= {"ok", "warning", "missing"}
-    assert found["facts"]["torch"]["devices"]["cpu"]["precision"] in ("fp32", "bf16")
+    assert found["facts"]["torch"]["devices"]["cpu"]["why"]
 
 
 def test_here_on_the_cpu(tmp_path):

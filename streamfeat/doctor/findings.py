@@ -124,26 +124,24 @@ def _torch(facts: dict[str, Facts]) -> Iterator[Finding]:
     elif not torch["cuda"]:
         yield Finding("torch", build, "pip install --force-reinstall -c constraints.txt torch torchvision", _GPU_ONLY)
     elif not gpus:
-        yield Finding("torch", f"{build}, sees no GPU", "first mend the driver, above", _GPU_ONLY)
+        if "problem" in torch and "problem" not in facts["driver"]:
+            found, remedy = f"{build}, sees no GPU: {torch['problem']}", "update the driver and restart"
+        else:
+            found, remedy = f"{build}, sees no GPU", "first mend the driver, above"
+        yield Finding("torch", found, remedy, _GPU_ONLY)
     elif broken:
         reasons = "; ".join(f"{name}: {problem}" for name, problem in broken.items())
         remedy = "a torch build that has this GPU's compute capability, or another GPU by --device cuda:N"
         yield Finding("torch", f"{build}: the encoder does not run ({reasons})", remedy, _GPU_ONLY)
     else:
         yield Finding("torch", f"{build}, the encoder runs on {', '.join(gpus)} and the CPU")
-    precisions = {name: answer["precision"] for name, answer in devices.items() if "precision" in answer}
-    if precisions:
-        chosen = ", ".join(f"{precision} on {name}" for name, precision in precisions.items())
-        yield Finding("precision", f"{chosen} ({_why(precisions)})")
-
-
-def _why(precisions: dict[str, str]) -> str:
-    reasons = {
-        "fp16": "half precision is fastest on GPUs",
-        "bf16": "bf16 is faster on this CPU",
-        "fp32": "a CPU gains by bf16 only with AMX, or as an ARM one with bf16",
-    }
-    return "; ".join(reasons[precision] for precision in dict.fromkeys(precisions.values()) if precision in reasons)
+    working = {name: answer for name, answer in devices.items() if "precision" in answer}
+    if working:
+        chosen = [
+            f"{answer['precision']} on {name} ({answer['why']}{'; fp8 is possible' if answer['fp8'] else ''})"
+            for name, answer in working.items()
+        ]
+        yield Finding("precision", ", ".join(chosen))
 
 
 def _dali(facts: dict[str, Facts]) -> Iterator[Finding]:
@@ -155,8 +153,11 @@ def _dali(facts: dict[str, Facts]) -> Iterator[Finding]:
             "DALI", f"{text}, but torch for CUDA {torch_major}",
             f"pip uninstall nvidia-dali-cuda{dali['cuda'][0]}0; pip install nvidia-dali-cuda{torch_major}0",
         )
+    elif "problem" in dali:
+        remedy = "look at NVDEC, above; until then videos are decoded on the CPU, which is slower"
+        yield Finding("DALI", f"{text}, does not decode on the GPU: {dali['problem']}", remedy)
     else:
-        yield Finding("DALI", text)
+        yield Finding("DALI", f"{text}{', decodes on the GPU' if 'decoded' in dali else ''}")
 
 
 def _pyav(facts: dict[str, Facts]) -> Iterator[Finding]:
@@ -191,7 +192,8 @@ def _disk(facts: dict[str, Facts]) -> Iterator[Finding]:
     disk = facts["disk"]
     text = f"{_gb(disk['free'])} GB free in {disk['folder']}"
     if not disk["writable"]:
-        yield Finding("disk", f"{text}, which cannot be written to", "write the store elsewhere")
+        remedy = "write the store elsewhere; of a container: docker run --user $(id -u):$(id -g)"
+        yield Finding("disk", f"{text}, which cannot be written to", remedy)
     else:
         yield Finding("disk", text, "write the store to another disk" if disk["free"] < _LITTLE_DISK else "")
 

@@ -12,6 +12,11 @@ from typing import Any
 
 #: seconds
 _HUB_TIMEOUT = 4.0
+#: of the video that DALI is to decode; wide and high enough for every NVDEC
+_DECODED_FRAMES = 16
+_DECODED_SIZE = (256, 256)
+#: seconds; DALI's first pipeline starts CUDA
+_DECODE_LIMIT = 20.0
 #: FFmpeg's names, those that datasets come in
 _CODECS = ("h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "wmv3", "flv")
 
@@ -55,35 +60,79 @@ def torch(gpus: bool) -> dict[str, Any]:
     names = ["cpu"]
     if gpus and torch.cuda.is_available():
         names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    elif gpus and torch.version.cuda:
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            facts["problem"] = _line(error)
     for name in names:
         try:
-            facts["devices"][name] = {"precision": _encode(name)}
+            facts["devices"][name] = _encode(name)
         except Exception as error:
             facts["devices"][name] = {"problem": _line(error)}
     return facts
 
 
-def _encode(device: str) -> str:
-    """One small clip through the smallest encoder, as ``extract`` would do it. Returns the precision chosen."""
+def _encode(device: str) -> dict[str, Any]:
+    """One small clip through the smallest encoder, as ``extract`` does it. Returns the precision chosen, and why."""
     import torch
 
-    from streamfeat.model import load_encoder
+    from streamfeat.model import fp8, load_encoder
     from streamfeat.model.weights import RANDOM
 
     encoder = load_encoder(RANDOM, size="vit_tiny", device=device, clip_frames=2, image_size=32, batch_size=1)
     features = encoder.encode(torch.zeros(1, 3, 2, 32, 32))
     if features.shape != (1, *encoder.row_shape):
         raise RuntimeError(f"the encoder gave an array of shape {features.shape}")
-    return encoder.precision
+    return {
+        "precision": encoder.precision, "why": encoder.why["precision"], "fp8": fp8.unavailable(encoder.device) is None
+    }
 
 
 def dali() -> dict[str, Any]:
-    """DALI's version and the CUDA that it was built for."""
+    """DALI's version, the CUDA that it was built for, and, where there is a GPU, whether it decodes a video there."""
     import nvidia.dali
+    import torch
     from nvidia.dali import backend
 
     version = int(backend.__cuda_version__)  # 12986 is 12.9.86
-    return {"version": nvidia.dali.__version__, "cuda": [version // 1000, version % 1000 // 100]}
+    facts = {"version": nvidia.dali.__version__, "cuda": [version // 1000, version % 1000 // 100]}
+    if torch.cuda.is_available():
+        try:
+            facts["decoded"] = decode("cuda", "h264", "mp4")
+        except Exception as error:
+            facts["problem"] = _line(error)
+    return facts
+
+
+def decode(device: str, codec: str, container: str) -> int:
+    """Make a short video and decode it with DALI as ``extract`` does. Returns the number of frames that came."""
+    import tempfile
+
+    import av
+    import numpy as np
+    import torch
+
+    from streamfeat.decode.dali import DaliDecoder
+    from streamfeat.recipe import Recipe
+    from streamfeat.videos import Video
+
+    with tempfile.TemporaryDirectory(prefix="streamfeat-doctor-") as folder:
+        path = Path(folder) / f"video.{container}"
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=25)
+            stream.width, stream.height = _DECODED_SIZE
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            grey = np.full((stream.height, stream.width, 3), 128, np.uint8)
+            for _ in range(_DECODED_FRAMES):
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+            output.mux(stream.encode())
+        where = torch.device(device, 0) if device == "cuda" else torch.device(device)
+        frames = DaliDecoder(where, _DECODE_LIMIT).open(Video("video", path), Recipe.named("wsvad"), where)
+        try:
+            return sum(len(chunk) for chunk in frames)
+        finally:
+            frames.close()
 
 
 def pyav() -> dict[str, Any]:
