@@ -408,6 +408,18 @@ def test_a_damaged_video_is_never_exported(store, lists, tmp_path, layout, damag
     assert not (tmp_path / "out").exists()
 
 
+def test_a_store_that_misquotes_itself_is_never_exported(store, tmp_path):
+    with h5py.File(store, "r+") as file:
+        file["videos/testing/01_0014"].attrs["frames"] = 99
+    result = run(store, tmp_path / "out", "--layout", "npy")
+    assert result.exit_code == 1 and "1 video is damaged (checksum), testing/01_0014 first" in result.output
+    with h5py.File(store, "r+") as file:
+        file.attrs["recipe"] = file.attrs["recipe"].replace('"clip_stride": 16', '"clip_stride": 8')
+    result = run(store, tmp_path / "out", "--layout", "npy")
+    assert result.exit_code == 1 and "its recipe or model is damaged (checksum)" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_store_that_lacks_what_it_should_hold_is_one_line(store, tmp_path):
     with h5py.File(store, "r+") as file:
         del file["videos/testing/01_0014/start_frame"]

@@ -109,7 +109,10 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
 
 
 def _check_intact(job: Job) -> None:
-    """Raise ExportRefused where a video to export is not what was written."""
+    """Raise ExportRefused where the recipe or a video to export is not what was written."""
+    if job.store.attrs_intact() is False:
+        raise ExportRefused(f"{job.store.path}: its recipe or model is damaged (checksum): streamfeat verify says what "
+                            "to do")
     damaged = [name for name in job.videos if not _is_intact(job.store[name])]
     if damaged:
         them = counted(len(damaged), "video is", "videos are")
@@ -119,8 +122,8 @@ def _check_intact(job: Job) -> None:
 
 def _is_intact(video: StoredVideo) -> bool:
     try:
-        # stores from before labels had a checksum cannot tell
-        return video.is_intact() and video.labels_intact() is not False
+        # None: of a store from before these had a checksum
+        return video.is_intact() and False not in (video.attrs_intact(), video.labels_intact())
     except StoreError:
         return False
 
