@@ -162,6 +162,20 @@ def test_a_disk_that_is_too_small(videos, tmp_path, monkeypatch):
     assert not (tmp_path / "full").exists()
 
 
+def test_the_estimate_looks_past_a_black_beginning(tmp_path):
+    chance = np.random.default_rng(3)
+    noise = (chance.integers(0, 255, (120, 160, 3)).astype(np.uint8) for _ in range(60))
+    black = np.zeros((120, 160, 3), np.uint8)
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "v.avi", itertools.chain([black] * 10, noise), codec="mjpeg")
+    estimates = []
+    dump_frames([tmp_path / "videos"], tmp_path / "out", on_estimate=estimates.append)
+    dump_frames([tmp_path / "out"], tmp_path / "again", on_estimate=estimates.append)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.jpg"))
+    for estimate in estimates:
+        assert 0.6 * written <= estimate.bytes <= 2 * written
+
+
 def test_a_full_disk_leaves_no_part(videos, tmp_path, monkeypatch):
     written = itertools.count()
 
@@ -321,6 +335,8 @@ def test_the_destination_must_lie_outside_the_inputs(videos, tmp_path):
         result = run(*arguments)
         assert result.exit_code == 2 and "choose a folder outside" in result.stderr, arguments
         assert len(result.stderr.splitlines()) == 1
+    result = run(source / "01_001.avi", source)
+    assert result.exit_code == 2 and "would lie beside it under its own name" in result.stderr
     assert sorted(source.rglob("*")) == before and not (tmp_path / "out").exists()
     for times in range(2):
         result = run(f"@{tmp_path / 'paths.txt'}", tmp_path / "out")
