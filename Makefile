@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := matplotlib opencv-python-headless transformers decord torchcodec
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test bench bench-full peers clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,12 +25,19 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python -m bench.encode --quick
-	$(BIN)/python -m bench.decode --quick
-	$(BIN)/python -m bench.extract --quick
-	$(BIN)/python -m bench.scale --quick
+bench: $(STAMP) peers
+	$(BIN)/python -m bench.all --quick
+
+# VIDEOS="a.mp4 b.mp4" measures the decoders on these real ones too
+bench-full: $(STAMP) peers
+	$(BIN)/python -m bench.all $(VIDEOS)
+
+# one by one, as a peer that has no wheel for this machine must not keep the others away
+peers: $(STAMP)
+	@for peer in $(PEERS); do \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt $$peer \
+		|| echo "skipped: $$peer does not install here"; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

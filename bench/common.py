@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def save(path: str | os.PathLike[str], benchmark: str, results: Any) -> None:
+def save(path: str | os.PathLike[str], benchmark: str, results: Any, *, quick: bool = False) -> None:
     """Write ``results`` with the machine they were measured on."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": benchmark, "machine": machine(), "results": results}
+    document = {"benchmark": benchmark, "quick": quick, "machine": machine(), "results": results}
     Path(path).write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -91,8 +92,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def bars(path: str | os.PathLike[str], title: str, unit: str, groups: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw horizontal bars, one panel a group, ``{group: {label: value}}``; streamfeat's in colour."""
+def bars(
+    path: str | os.PathLike[str], title: str, unit: str, groups: Mapping[str, Mapping[str, float | None]],
+    description: str | None = None,
+) -> None:
+    """Draw horizontal bars, one panel a group, ``{group: {label: value}}``; streamfeat's in colour.
+
+    The background is white and opaque, so that it reads on dark pages too. ``description`` is kept in the file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -115,8 +122,16 @@ def bars(path: str | os.PathLike[str], title: str, unit: str, groups: Mapping[st
         axis.tick_params(labelsize=8)
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
+    metadata = {"Description": description} if description else {}
+    if str(path).endswith(".svg"):
+        metadata["Date"] = None
+    figure.savefig(path, metadata=metadata, facecolor="white")
     pyplot.close(figure)
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median of ``above / below`` turn by turn: what slows a whole turn down does not show in it."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def lowest_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,35 +1,56 @@
 """Decoding and resizing to 224 x 224, frames per second: streamfeat's decoders against OpenCV, decord and torchcodec.
 
-streamfeat gives normalised float32 frames, exactly resized; the peers give 224 x 224 bytes, which is less work. One
-video at a time with as many threads as the machine has cores, as each library does by default.
+Every side ends with what a model takes: float32 tensors (n, 3, 224, 224) of value / 127.5 - 1 in RGB. Each peer runs
+in two ways. "own": it resizes as it does by itself, in bytes, which rounds and, in decord and torchcodec, smooths too.
+"exact": it decodes to full size and resizes in floats, which gives streamfeat's numbers. How far each side's frames
+are from streamfeat's is measured and shown. One video at a time with as many threads as the machine has cores; each
+side is a process of its own, and the sides take turns.
 
     python -m bench.decode [--quick] [--json FILE] [VIDEO ...]
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from argparse import SUPPRESS
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bench import common
+from bench.processes import Crashed, Worker, serve
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZE = 224
+#: frames that are handed over at once
+CHUNK = 16
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+#: turns that count, after one in which each side warms up and its frames are looked at
+ROUNDS = 3
 #: codec and container of the made videos
 CODECS = {"h264": "mp4", "hevc": "mp4", "vp9": "webm", "mpeg4": "avi", "mjpeg": "avi"}
-HEIGHTS = {240: (320, 240), 480: (856, 480), 1080: (1920, 1080)}
+#: not the 856 x 480 of ShanghaiTech: at that width torchcodec 0.10 crashes when it resizes
+SIZES = {240: (320, 240), 480: (848, 480), 1080: (1920, 1080)}
+#: mean difference from streamfeat's frames, in grey levels, beyond which a side shows other pictures: resizing with
+#: smoothing gave up to 3, exchanged channels 8 and more
+MOST_GREY_LEVELS = 5.0
+
+#: a path to normalised frames, in chunks
+Side = Callable[[Path], "Iterator[Tensor]"]
 
 
-def _streamfeat(decoder: Any) -> Callable[[Path], int]:
+# the sides -----------------------------------------------------------------------------------------------------------
+
+
+def _streamfeat(decoder: Any) -> Side:
     import torch
 
     from streamfeat.recipe import Recipe
@@ -37,23 +58,23 @@ def _streamfeat(decoder: Any) -> Callable[[Path], int]:
 
     recipe, device = Recipe(upscale_below=None), torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def run(path: Path) -> int:
+    def run(path: Path) -> Iterator[Tensor]:
         stream = decoder.open(Video(path.stem, path), recipe, device)
         try:
-            return sum(len(frames) for frames in stream)
+            yield from stream
         finally:
             stream.close()
 
     return run
 
 
-def _pyav() -> Callable[[Path], int]:
+def _pyav() -> Side:
     from streamfeat.decode.pyav import PyAVDecoder
 
     return _streamfeat(PyAVDecoder(threads=CORES))
 
 
-def _dali() -> Callable[[Path], int]:
+def _dali() -> Side:
     import torch
 
     from streamfeat.decode import dali
@@ -65,183 +86,315 @@ def _dali() -> Callable[[Path], int]:
     return _streamfeat(dali.DaliDecoder(device))
 
 
-def _opencv() -> Callable[[Path], int]:
+def _normalised(pixels: np.ndarray) -> Tensor:
+    """``(n, h, w, 3)``, bytes or floats from 0 to 255, to float32 ``(n, 3, h, w)``."""
+    import torch
+
+    out = torch.empty(len(pixels), 3, *pixels.shape[1:3])
+    return out.copy_(torch.from_numpy(pixels).permute(0, 3, 1, 2)).mul_(1 / 127.5).sub_(1)
+
+
+def _resized_exactly(frames: np.ndarray) -> np.ndarray:
+    """Bytes ``(n, h, w, 3)`` to floats ``(n, 224, 224, 3)``: OpenCV's is the fastest of the peers' at this."""
     import cv2
 
-    def run(path: Path) -> int:
-        capture, count = cv2.VideoCapture(str(path)), 0
-        while True:
-            read, frame = capture.read()
-            if not read:
-                return count
-            cv2.cvtColor(cv2.resize(frame, (SIZE, SIZE)), cv2.COLOR_BGR2RGB)
-            count += 1
+    return np.stack([cv2.resize(frame.astype(np.float32), (SIZE, SIZE)) for frame in frames])
+
+
+def _opencv(exact: bool) -> Side:
+    import cv2
+
+    def picture(frame: np.ndarray) -> np.ndarray:
+        small = cv2.resize(frame.astype(np.float32) if exact else frame, (SIZE, SIZE))
+        return cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
+
+    def run(path: Path) -> Iterator[Tensor]:
+        capture, pictures = cv2.VideoCapture(str(path)), []
+        while (found := capture.read())[0]:
+            pictures.append(picture(found[1]))
+            if len(pictures) == CHUNK:
+                yield _normalised(np.stack(pictures))
+                pictures = []
+        if pictures:
+            yield _normalised(np.stack(pictures))
 
     return run
 
 
-def _decord() -> Callable[[Path], int]:
+def _decord(exact: bool) -> Side:
     import decord
 
-    def run(path: Path) -> int:
-        reader, count = decord.VideoReader(str(path), width=SIZE, height=SIZE, num_threads=0), 0
-        for start in range(0, len(reader), 16):
-            count += len(reader.get_batch(range(start, min(start + 16, len(reader)))).asnumpy())
-        return count
+    size = {} if exact else {"width": SIZE, "height": SIZE}
+
+    def run(path: Path) -> Iterator[Tensor]:
+        reader = decord.VideoReader(str(path), num_threads=0, **size)
+        for start in range(0, len(reader), CHUNK):
+            frames = reader.get_batch(range(start, min(start + CHUNK, len(reader)))).asnumpy()
+            yield _normalised(_resized_exactly(frames) if exact else frames)
 
     return run
 
 
-def _torchcodec() -> Callable[[Path], int]:
+def _torchcodec(exact: bool) -> Side:
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
-    def run(path: Path) -> int:
-        resize = Resize((SIZE, SIZE))
-        decoder = VideoDecoder(str(path), num_ffmpeg_threads=0, transforms=[resize], seek_mode="approximate")
-        count = 0
-        for start in range(0, len(decoder), 16):
-            count += len(decoder.get_frames_in_range(start, min(start + 16, len(decoder))).data)
-        return count
+    def run(path: Path) -> Iterator[Tensor]:
+        decoder = VideoDecoder(
+            str(path), num_ffmpeg_threads=0, dimension_order="NHWC", seek_mode="approximate",
+            transforms=None if exact else [Resize((SIZE, SIZE))],
+        )  # fmt: skip
+        for start in range(0, len(decoder), CHUNK):
+            frames = decoder.get_frames_in_range(start, min(start + CHUNK, len(decoder))).data.numpy()
+            yield _normalised(_resized_exactly(frames) if exact else frames)
 
     return run
 
 
-def _torchcodec_cuda() -> Callable[[Path], int]:
-    import torch
+def _on_gpu(frames: Tensor) -> Tensor:
+    """Bytes ``(n, 3, h, w)`` on a GPU to normalised ``(n, 3, 224, 224)`` there."""
     from torch.nn.functional import interpolate
+
+    return interpolate(frames.float(), size=(SIZE, SIZE), mode="bilinear").mul_(1 / 127.5).sub_(1)
+
+
+def _torchcodec_cuda() -> Side:
+    import torch
     from torchcodec.decoders import VideoDecoder
 
     if not torch.cuda.is_available():
         raise ImportError("no GPU here")
 
-    def run(path: Path) -> int:
-        decoder, count = VideoDecoder(str(path), device="cuda"), 0
-        for start in range(0, len(decoder), 16):
-            frames = decoder.get_frames_in_range(start, min(start + 16, len(decoder))).data
-            count += len(interpolate(frames.float(), size=(SIZE, SIZE), mode="bilinear"))
-        torch.cuda.synchronize()
-        return count
+    def run(path: Path) -> Iterator[Tensor]:
+        decoder = VideoDecoder(str(path), device="cuda")
+        for start in range(0, len(decoder), CHUNK):
+            yield _on_gpu(decoder.get_frames_in_range(start, min(start + CHUNK, len(decoder))).data)
 
     return run
 
 
-def _pynvvideocodec() -> Callable[[Path], int]:
+def _pynvvideocodec() -> Side:
     import PyNvVideoCodec as nvc
     import torch
-    from torch.nn.functional import interpolate
 
     if not torch.cuda.is_available():
         raise ImportError("no GPU here")
 
-    def run(path: Path) -> int:
+    def run(path: Path) -> Iterator[Tensor]:
         decoder = nvc.SimpleDecoder(str(path), use_device_memory=True, output_color_type=nvc.OutputColorType.RGB)
-        count = 0
-        for start in range(0, len(decoder), 16):
-            batch = decoder.get_batch_frames(min(16, len(decoder) - start))
-            frames = torch.stack([torch.from_dlpack(frame) for frame in batch]).permute(0, 3, 1, 2)
-            count += len(interpolate(frames.float(), size=(SIZE, SIZE), mode="bilinear"))
-        torch.cuda.synchronize()
-        return count
+        for start in range(0, len(decoder), CHUNK):
+            batch = decoder.get_batch_frames(min(CHUNK, len(decoder) - start))
+            yield _on_gpu(torch.stack([torch.from_dlpack(frame) for frame in batch]).permute(0, 3, 1, 2))
 
     return run
 
 
-SIDES = {
-    "streamfeat PyAV": _pyav, "streamfeat DALI": _dali, "OpenCV": _opencv, "decord": _decord,
-    "torchcodec": _torchcodec, "torchcodec CUDA": _torchcodec_cuda, "PyNvVideoCodec": _pynvvideocodec,
+OURS = "streamfeat PyAV"
+SIDES: dict[str, Callable[[], Side]] = {
+    OURS: _pyav, "streamfeat DALI": _dali,
+    "OpenCV own": lambda: _opencv(False), "OpenCV exact": lambda: _opencv(True),
+    "decord own": lambda: _decord(False), "decord exact": lambda: _decord(True),
+    "torchcodec own": lambda: _torchcodec(False), "torchcodec exact": lambda: _torchcodec(True),
+    "torchcodec CUDA": _torchcodec_cuda, "PyNvVideoCodec": _pynvvideocodec,
 }  # fmt: skip
 
 
-def unavailable(name: str) -> str | None:
-    """Why a side does not run here, None if it does."""
-    try:
-        SIDES[name]()
-    except (ImportError, OSError, RuntimeError) as error:
-        return str(error).splitlines()[0]
-    return None
+def _answer(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What the process of one side answers: one pass over ``path``; with ``keep`` the first chunk is saved there."""
+    sides: list[Side] = []
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        try:
+            if not sides:
+                sides.append(SIDES[name]())
+            count, first, started = 0, None, time.perf_counter()
+            for frames in sides[0](Path(question["path"])):
+                count += len(frames)
+                first = frames if first is None else first
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+        except ImportError as error:
+            return {"skipped": str(error).splitlines()[0]}
+        except Exception as error:  # a peer's own, of any kind: it is this side's answer
+            return {"error": (str(error).splitlines() or [type(error).__name__])[0][:120]}
+        if question.get("keep") and first is not None:
+            np.save(question["keep"], first[:CHUNK].cpu().numpy())
+        return {"frames": count, "seconds": seconds}
+
+    return answer
 
 
-def _child(name: str, path: Path, rounds: int) -> None:
-    """Print frames and seconds of each of ``rounds`` passes of one side over one video."""
-    run = SIDES[name]()
-    passes = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        frames = run(path)
-        passes.append((frames, time.perf_counter() - started))
-    print(json.dumps(passes))
+# comparing them ------------------------------------------------------------------------------------------------------
 
 
-def measure(path: Path, sides: list[str], rounds: int) -> dict[str, Any]:
-    """Frames per second of each side on one video: the median of ``rounds`` passes.
+class Comparison:
+    """All sides on one video after another, each in a process that lives as long as it does not crash."""
 
-    Each side has a process of its own: each brings its own FFmpeg, and one that crashes ends only itself.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    counts = dict.fromkeys(sides, 0)
-    for name in sides:
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.decode", "--side", name, "--rounds", str(rounds), str(path)],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["crashed"])[-1]
-            print(f"{path.name}: {name}: {why[:120]}", file=sys.stderr)
-            continue
-        passes = json.loads(done.stdout.splitlines()[-1])
-        counts[name] = passes[0][0]
-        rates[name] = [frames / seconds for frames, seconds in passes]
-    result: dict[str, Any] = {"video": path.name, "frames": counts["streamfeat PyAV"]}
-    for name in SIDES:
-        if name in sides:
-            result[name] = statistics.median(rates[name]) if rates[name] and counts[name] else None
-            if result[name] and counts[name] != result["frames"]:
-                result[f"{name} frames"] = counts[name]
-    best_peer = max((result[name] or 0 for name in sides if not name.startswith("streamfeat")), default=0)
-    ours = max(result[name] or 0 for name in sides if name.startswith("streamfeat"))
-    result["ours over the fastest peer"] = ours / best_peer if best_peer else None
-    return result
+    def __init__(self, sides: list[str]) -> None:
+        self._workers = {name: Worker("bench.decode", "--serve", name) for name in sides}
+        #: one line for each side and reason
+        self.notes: list[str] = []
 
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
 
-def main() -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("videos", nargs="*", type=Path, help="besides the made ones")
-    parser.add_argument("--side", help=SUPPRESS)
-    parser.add_argument("--rounds", type=int, help=SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
-        _child(options.side, options.videos[0], options.rounds)
-        return
-    from bench.media import surveillance_video
+    def measure(self, path: Path, rounds: int) -> dict[str, Any]:
+        """Frames/s of each side that gives the right frames: the median of ``rounds`` turns."""
+        with tempfile.TemporaryDirectory() as folder:
+            delivered = {name: self._first_pass(name, path, Path(folder)) for name in list(self._workers)}
+        ours = delivered[OURS]
+        if ours is None:
+            raise SystemExit(f"bench.decode: {path}: streamfeat gives no frames")
+        sides: dict[str, dict[str, Any]] = {}
+        for name, found in delivered.items():
+            if found is None:
+                continue
+            difference = _grey_levels(found["first"], ours["first"])
+            if difference is None or difference > MOST_GREY_LEVELS:
+                self._note(f"refused: {name} shows other pictures than streamfeat: {path.name}")
+            elif found["frames"] != ours["frames"]:
+                self._note(f"refused: {name} gives {found['frames']} of {ours['frames']} frames: {path.name}")
+            else:
+                sides[name] = {"grey levels off": difference, "seconds": []}
+        for _ in range(rounds):
+            for name in list(sides):
+                answer = self._ask(name, {"path": str(path)})
+                if answer is None:
+                    del sides[name]
+                else:
+                    sides[name]["seconds"].append(answer["seconds"])
+        for found in sides.values():
+            found["frames/s"] = ours["frames"] / statistics.median(found["seconds"])
+        return {"video": path.name, "frames": ours["frames"], "sides": sides, **_ratios(sides)}
 
-    sides = []
-    for name in SIDES:
-        reason = unavailable(name)
-        if reason is None:
-            sides.append(name)
+    def _first_pass(self, name: str, path: Path, folder: Path) -> dict[str, Any] | None:
+        kept = folder / f"{name}.npy"
+        answer = self._ask(name, {"path": str(path), "keep": str(kept)})
+        if answer is None:
+            return None
+        return {"frames": answer["frames"], "first": np.load(kept) if kept.exists() else None}
+
+    def _ask(self, name: str, question: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            answer = self._workers[name].ask(question)
+        except Crashed as error:
+            answer = {"error": str(error)}
+        if "skipped" in answer:
+            self._note(f"skipped: {name}: {answer['skipped']}")
+            self._workers.pop(name).close()
+        elif "error" in answer:
+            self._note(f"skipped: {name}: {Path(question['path']).name}: {answer['error']}")
         else:
-            print(f"skipped: {name}: {reason}", file=sys.stderr)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for height, size in HEIGHTS.items():
-            for codec, container in CODECS.items():
-                if options.quick and codec not in ("h264", "vp9") and height != 480:
-                    continue
-                frames = (100 if options.quick else 400) * 240 // max(240, height)
-                path = Path(folder) / f"{codec}-{height}p.{container}"
-                surveillance_video(path, codec=codec, size=size, frames=frames)
-                results.append(measure(path, sides, 2 if options.quick else 5))
-    results += [measure(path, sides, 2 if options.quick else 5) for path in options.videos]
-    columns = ["video", "frames", *sides, "ours over the fastest peer"]
-    print(common.table("decode + resize to 224 x 224, frames/s", [{c: r.get(c) for c in columns} for r in results]))
-    for result in results:
-        for name in sides:
-            if f"{name} frames" in result:
-                given = result[f"{name} frames"]
-                print(f"  {result['video']}: {name} gave {given} frames instead of {result['frames']}")
+            return answer
+        return None
+
+    def _note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
+            print(line, file=sys.stderr)
+
+
+def _grey_levels(theirs: np.ndarray | None, ours: np.ndarray) -> float | None:
+    """Mean absolute difference in grey levels of 255; None if it is not the same kind of thing at all."""
+    if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+        return None
+    return float(np.abs(theirs - ours).mean() * 127.5)
+
+
+def _ratios(sides: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """The faster of streamfeat's decoders over the fastest peer, turn by turn, of each kind."""
+
+    def fastest(names: list[str]) -> str | None:
+        return max(names, key=lambda name: sides[name]["frames/s"], default=None)
+
+    ours = fastest([name for name in sides if name.startswith("streamfeat")])
+    found: dict[str, float | None] = {}
+    for kind, belongs in (("own", lambda name: not name.endswith("exact")), ("exact", lambda n: n.endswith("exact"))):
+        peer = fastest([name for name in sides if not name.startswith("streamfeat") and belongs(name)])
+        found[f"over {kind}"] = (
+            common.median_ratio(sides[peer]["seconds"], sides[ours]["seconds"]) if ours and peer else None
+        )
+    return found
+
+
+def make_videos(folder: Path, heights: list[int], codecs: list[str], frames: int, real: Path | None) -> list[Path]:
+    """A made scene in each codec and size, and the pictures of ``real`` too; fewer frames where they are large."""
+    from bench.media import encode, made_pictures, real_pictures
+
+    made = []
+    for height in heights:
+        count = max(24, frames * 240 // height)
+        shown = {"made": made_pictures(SIZES[height], count)}
+        if real is not None:
+            shown["real"] = real_pictures(real, SIZES[height], count)
+        for kind, pictures in shown.items():
+            made += [encode(pictures, folder / f"{kind}-{height}p-{codec}.{CODECS[codec]}", codec) for codec in codecs]
+    return made
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    names = [name for name in SIDES if any(name in result["sides"] for result in results)]
+    rows = [
+        {
+            "video": result["video"], "frames": result["frames"],
+            **{name: result["sides"].get(name, {}).get("frames/s") for name in names},
+            "x best own": result["over own"], "x best exact": result["over exact"],
+        }
+        for result in results
+    ]  # fmt: skip
+    off = {
+        name: [result["sides"][name]["grey levels off"] for result in results if name in result["sides"]]
+        for name in names
+    }
+    delivers = [
+        {
+            "side": name, "gives": "float32 (n, 3, 224, 224)",
+            "grey levels off, mean": statistics.mean(found), "most": max(found),
+        }
+        for name, found in off.items()
+    ]  # fmt: skip
+    return "\n\n".join([
+        common.table("decode + resize to 224 x 224, frames/s; x: streamfeat over the fastest peer", rows),
+        common.table(f"what each side delivers, against {OURS}", delivers),
+    ])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument(
+        "videos", nargs="*", type=Path, help="besides the made ones; the first one's pictures in all codecs too"
+    )
+    parser.add_argument("--codec", action="append", choices=CODECS, help="of the made videos (default: all)")
+    parser.add_argument("--height", action="append", type=int, choices=SIZES, help="likewise")
+    parser.add_argument("--frames", type=int, help="likewise, at 240p (default: 120, quick: 100)")
+    parser.add_argument("--only", action="append", help="sides whose name contains this (and streamfeat's PyAV)")
+    parser.add_argument("--serve", help=SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.serve:
+        serve(_answer(options.serve))
+        return
+    frames = options.frames or (100 if options.quick else 120)
+    names = [name for name in SIDES if name == OURS or not options.only or any(part in name for part in options.only)]
+    comparison = Comparison(names)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            real = options.videos[0] if options.videos else None
+            heights, codecs = options.height or list(SIZES), options.codec or list(CODECS)
+            if options.quick and not options.height and not options.codec:
+                paths = make_videos(Path(folder), [480], codecs, frames, None)
+                paths += make_videos(Path(folder), [240, 1080], ["h264"], frames, None)
+            else:
+                paths = make_videos(Path(folder), heights, codecs, frames, real)
+            results = [comparison.measure(path, ROUNDS) for path in [*paths, *options.videos]]
+    finally:
+        comparison.close()
+    print(report(results))
     if options.json:
-        common.save(options.json, "decode", results)
+        common.save(options.json, "decode", {"videos": results, "notes": comparison.notes}, quick=options.quick)
     if options.chart:
         chart(options.chart, results)
 
@@ -249,7 +402,10 @@ def main() -> None:
 def chart(path: Path, results: list[dict[str, Any]]) -> None:
     common.bars(
         path, "decode + resize to 224 x 224", "frames/s",
-        {result["video"]: {name: result.get(name) for name in SIDES} for result in results},
+        {
+            result["video"]: {name: side["frames/s"] for name, side in result["sides"].items()}
+            for result in results
+        },
     )  # fmt: skip
 
 

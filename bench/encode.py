@@ -1,49 +1,82 @@
 """The encoder alone: clips/s, and FLOP/s as a share of the best matrix product of the same precision in the same run.
 
-All sides take the same clips and weights in one process. They take turns, so that a machine that slows down slows them
-all; figures are medians over the turns. Features are compared with the published forward pass in fp32.
+All sides take the same clips and weights. They take turns, so that a machine that slows down slows them
+all; figures are medians over the turns, and ratios are taken turn by turn. Features are compared with the published
+forward pass in fp32; a side whose features differ does not count. What torch.compile makes runs in a process of its
+own, as a compilation that fails can leave torch unusable. The best product is the fastest found of several
+shapes, with all cores on one product and with a product for each core.
 
     python -m bench.encode [--quick] [--json FILE] [--model vit_b]
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
+import sys
 import tempfile
 import time
-from argparse import ArgumentTypeError
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench import common
+from bench.processes import Worker, serve
 from bench.published import PublishedModel, transformers_model, write_checkpoint
 from streamfeat.model import load_encoder
 from streamfeat.model.encoder import PRECISIONS
-from streamfeat.model.vit import SIZES, ModelSize, VideoTransformer
-from streamfeat.model.weights import load
+from streamfeat.model.vit import SIZES, ModelSize
 
-BASELINE = "published, fp32"
-
+#: name, precision, batch
+Key = tuple[str, str, int]
 Side = Callable[[Tensor], Any]
+
+BASELINE: Key = ("published", "fp32", 2)
+#: below this a side computes something else
+LOWEST_COSINE = 0.999
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--model", default="vit_b", type=_size, help="model size (default: vit_b)")
+    parser.add_argument("--model", action="append", type=_size, help="size (default: vit_s, vit_b; quick: vit_s)")
+    parser.add_argument("--turns", type=int, help="how often each side runs (default: 3)")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes a minute or two")
+    parser.add_argument("--serve", nargs=3, help=SUPPRESS)
     options = parser.parse_args(arguments)
-    rows, notes = measure(options.model, turns=2 if options.quick else 9, compiled=not options.quick)
-    print(common.table(f"{options.model.name}, 16 x 224 x 224, {torch.get_num_threads()} threads", rows))
-    print(*notes, sep="\n")
+    if options.serve:
+        serve(_answer(*options.serve))
+        return
+    sizes = options.model or [SIZES["vit_s"], *([] if options.quick else [SIZES["vit_b"]])]
+    results = []
+    for size in sizes:
+        # what compiles for minutes does so for the largest size only
+        compiled = _compiled(options) if size is sizes[-1] else ()
+        found = measure(size, options.turns or 3, (2,) if options.quick else (1, 2, 4), compiled)
+        results.append(found)
+        print(report(found), flush=True)
     if options.json:
-        common.save(options.json, "encode", {"model": options.model.name, "rows": rows, "notes": notes})
+        common.save(options.json, "encode", results, quick=options.quick)
     if options.chart:
-        speeds = {str(row["side"]): row["clips/s"] for row in rows}
-        common.bars(options.chart, f"Encoder, {options.model.name}", "clips/s", {"": speeds})
+        groups = {
+            found["model"]: {f"{r['side']}, {r['precision']}, batch {r['batch']}": r["clips/s"] for r in found["rows"]}
+            for found in results
+        }
+        common.bars(options.chart, "Encoder", "clips/s", groups)
+
+
+def _compiled(options: Any) -> tuple[Key, ...]:
+    """The sides that run through torch.compile; quickly only one, as each compiles for half a minute."""
+    if options.no_compile:
+        return ()
+    one = ("transformers, compiled", "fp32", 2)
+    return (one,) if options.quick else (("published, compiled", "fp32", 2), one, ("transformers, compiled", "bf16", 2))
 
 
 def _size(name: str) -> ModelSize:
@@ -52,100 +85,176 @@ def _size(name: str) -> ModelSize:
     return SIZES[name]
 
 
-def measure(size: ModelSize, turns: int, compiled: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row a side, and a line for each peer that is not here."""
-    with tempfile.TemporaryDirectory() as folder:
+def report(found: dict[str, Any]) -> str:
+    title = f"{found['model']}, 16 x 224 x 224, {found['threads']} threads"
+    rows = [row | {"lowest cosine": f"{row['lowest cosine']:.7f}"} for row in found["rows"]]
+    for row in rows:
+        del row["seconds"]
+    best = [f"  best product in {name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in found["best product"].items()]
+    return "\n".join([common.table(title, rows), *best])
+
+
+def measure(size: ModelSize, turns: int, batches: tuple[int, ...], compiled: tuple[Key, ...]) -> dict[str, Any]:
+    """One row a side, and a line for each that is not here or computes something else."""
+    left_out: list[str] = []
+
+    def leave_out(line: str) -> None:
+        left_out.append(line)
+        print(line, file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as processes:
         weights = Path(folder) / "weights.pth"
         write_checkpoint(size.name, weights)
-        sides, notes = _sides(size, weights, compiled)
-        clips = {batch: torch.rand(batch, 3, 16, 224, 224).mul_(2).sub_(1) for _, _, batch in sides.values()}
-        few = max(batch for _, _, batch in sides.values())
-        features = {name: _as_numpy(side(clips[few])) for name, (side, _, _) in sides.items()}
-        cosines = {name: common.lowest_cosine(found, features[BASELINE]) for name, found in features.items()}
-        products = {precision: _products(size, PRECISIONS[precision]) for _, precision, _ in sides.values()}
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        sides: dict[Key, Side] = {}
+        cosines: dict[Key, float] = {}
+        clips = torch.rand(max(*batches, 2), 3, 16, 224, 224).mul_(2).sub_(1)
+        reference = PublishedModel(weights)(clips[:2]).numpy()
+        for key, build in _builders(weights, batches, compiled, processes).items():
+            name = f"{key[0]}, {key[1]}, batch {key[2]}"
+            try:
+                # also what warms each side up, and compiles
+                side = build()
+                features = _as_numpy(side(clips[: key[2]]))
+            except Exception as error:  # no compiler, not installed, not supported: a peer's own, of any kind
+                if key[0] == "streamfeat":
+                    raise
+                leave_out(f"skipped: {name}: {(str(error).strip().splitlines() or [type(error).__name__])[0][:140]}")
+                continue
+            cosine = common.lowest_cosine(features[:2], reference[: len(features[:2])])
+            if cosine >= LOWEST_COSINE:
+                sides[key], cosines[key] = side, cosine
+            elif key[0] == "streamfeat":
+                raise SystemExit(f"bench.encode: {name} computes something else: cosine {cosine:.5f}")
+            else:
+                leave_out(f"refused: {name}: computes something else: cosine {cosine:.5f}")
+        seconds: dict[Key, list[float]] = {key: [] for key in sides}
+        products = {precision: _products(size, PRECISIONS[precision]) for _, precision, _ in sides}
         best: dict[str, list[float]] = {precision: [] for precision in products}
         for _ in range(turns):
             for precision, runs in products.items():
-                best[precision].append(max(flops / _seconds(run, 3) for flops, run in runs))
-            for name, (side, _, batch) in sides.items():
-                seconds[name].append(_seconds(lambda side=side, batch=batch: side(clips[batch]), 1) / batch)
+                best[precision].append(max(flops / _fastest(run, 3) for flops, run in runs))
+            for key, side in sides.items():
+                seconds[key].append(_fastest(lambda side=side, batch=key[2]: side(clips[:batch]), 1) / key[2])
+    peak = {precision: statistics.median(found) for precision, found in best.items()}
     rows = []
-    baseline = statistics.median(seconds[BASELINE])
-    for name, (_, precision, batch) in sides.items():
-        each = statistics.median(seconds[name])
+    for key, found in seconds.items():
+        rate = size.flops() / statistics.median(found)
         rows.append({
-            "side": name, "batch": batch, "clips/s": 1 / each, "x published": baseline / each,
-            "GFLOP/s": size.flops() / each / 1e9,
-            "of best product": size.flops() / each / statistics.median(best[precision]),
-            "lowest cosine": f"{cosines[name]:.7f}",
+            "side": key[0], "precision": key[1], "batch": key[2], "clips/s": 1 / statistics.median(found),
+            "x published": common.median_ratio(seconds[BASELINE], found), "GFLOP/s": rate / 1e9,
+            "of best product": rate / peak[key[1]], "lowest cosine": cosines[key], "seconds": found,
         })  # fmt: skip
-    notes += [f"best product in {name}: {statistics.median(found) / 1e9:.0f} GFLOP/s" for name, found in best.items()]
-    return rows, notes
+    return {
+        "model": size.name, "threads": torch.get_num_threads(), "turns": turns, "rows": rows, "best product": peak,
+        "left out": left_out,
+    }  # fmt: skip
 
 
-def _sides(size: ModelSize, weights: Path, compiled: bool) -> tuple[dict[str, tuple[Side, str, int]], list[str]]:
-    """Name to (clips to features, precision, batch), and what is missing."""
-    published = PublishedModel(weights)
-    sides: dict[str, tuple[Side, str, int]] = {BASELINE: (published, "fp32", 2)}
-    notes = []
+def _builders(
+    weights: Path, batches: tuple[int, ...], compiled: tuple[Key, ...], processes: contextlib.ExitStack
+) -> dict[Key, Callable[[], Side]]:
+    """How each side is made; what it starts ends with ``processes``."""
+    builders: dict[Key, Callable[[], Side]] = {BASELINE: lambda: PublishedModel(weights)}
     for precision in ("fp32", "bf16"):
-        encoder = load_encoder(str(weights), precision=precision, device="cpu")
-        sides[f"streamfeat, {precision}"] = (encoder.encode, precision, encoder.batch_size)
-    for precision in ("fp32", "bf16"):
-        try:
-            sides[f"transformers, {precision}"] = (transformers_model(weights, PRECISIONS[precision]), precision, 2)
-        except ImportError:
-            notes.append(f"transformers, {precision}: skipped, not installed")
-    if compiled:
-        for precision in ("fp32", "bf16"):
-            try:
-                sides[f"torch.compile, {precision}"] = (_compiled(size, weights, PRECISIONS[precision]), precision, 2)
-            except Exception as error:
-                notes.append(f"torch.compile, {precision}: skipped, {str(error).splitlines()[0]}")
-    return sides, notes
+        for batch in batches:
+            builders["streamfeat", precision, batch] = lambda precision=precision, batch=batch: load_encoder(
+                str(weights), precision=precision, device="cpu", batch_size=batch
+            ).encode
+        builders["transformers", precision, 2] = lambda precision=precision: transformers_model(
+            weights, PRECISIONS[precision]
+        )
+    for key in compiled:
+        builders[key] = lambda key=key: processes.enter_context(contextlib.closing(_Apart(*key[:2], weights)))
+    return builders
 
 
-def _compiled(size: ModelSize, weights: Path, dtype: torch.dtype) -> Side:
-    """The plain network with fused attention, through torch.compile with frozen weights."""
+class _Apart:
+    """A compiled side in a process of its own, which keeps the clips that it has seen."""
+
+    def __init__(self, name: str, precision: str, weights: Path) -> None:
+        self._worker = Worker("bench.encode", "--serve", name, precision, str(weights), patience=900)
+        self._folder = weights.parent
+
+    def __call__(self, clips: Tensor) -> Any:
+        given, features = self._folder / f"clips-{len(clips)}.pt", self._folder / "features.npy"
+        if not given.exists():
+            torch.save(clips.clone(), given)
+        answer = self._worker.ask({"clips": str(given), "features": str(features)})
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return np.load(features)
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def _answer(name: str, precision: str, weights: str) -> Callable[[dict[str, str]], dict[str, str]]:
+    """What the process of a compiled side answers: the features of the clips in a file, in another."""
     import torch._inductor.config as inductor
 
-    model = VideoTransformer(size)
-    model.load_state_dict(load(weights).state_dict)
     inductor.freezing = True
-    compiled = torch.compile(model.to(dtype).eval().requires_grad_(False).forward_features)
 
-    def run(clips: Tensor) -> Tensor:
-        with torch.no_grad():
-            tokens = compiled(clips.to(dtype)).float()
-            return torch.stack([tokens.mean(1), tokens.std(1), tokens.amax(1)], 1)
+    @functools.cache
+    def side() -> Side:
+        plain = PublishedModel if name.startswith("published") else functools.partial(
+            transformers_model, dtype=PRECISIONS[precision]
+        )
+        return torch.compile(plain(weights=Path(weights)))
 
-    run(torch.zeros(2, 3, 16, 224, 224))
-    return run
+    seen = functools.cache(torch.load)
+
+    def answer(question: dict[str, str]) -> dict[str, str]:
+        try:
+            np.save(question["features"], side()(seen(question["clips"])).numpy())
+        except Exception as error:  # a compiler's own, of any kind: it is this side's answer
+            return {"error": " ".join(str(error).split())[:140] or type(error).__name__}
+        return {}
+
+    return answer
 
 
 def _products(size: ModelSize, dtype: torch.dtype) -> list[tuple[int, Callable[[], Any]]]:
     """Matrix products whose best rate is the limit: those of the model, and square ones; (FLOP, run) each."""
-    tokens, c, hidden = 1568, size.channels, size.hidden
-    shapes = [(tokens, c, 3 * c), (tokens, c, hidden), (tokens, hidden, c), (2 * tokens, c, hidden), (2048, 2048, 2048)]
-    runs = []
-    for rows, inner, columns in shapes:
+    runs: list[tuple[int, Callable[[], Any]]] = []
+    for rows, inner, columns in _shapes(size):
         left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
         out = torch.empty(rows, columns, dtype=dtype)
-        runs.append((2 * rows * inner * columns, functools.partial(torch.mm, left, right.t(), out=out)))
+        flops = 2 * rows * inner * columns
+        runs.append((flops, functools.partial(torch.mm, left, right.t(), out=out)))
+        runs.append((torch.get_num_threads() * flops, functools.partial(_on_each_core, left, right)))
         if dtype != torch.float32:
             try:
                 packed = torch.ops.mkldnn._reorder_linear_weight(right)
             except (AttributeError, RuntimeError):
                 continue
-            runs.append((2 * rows * inner * columns, functools.partial(
+            runs.append((flops, functools.partial(
                 torch.ops.mkldnn._linear_pointwise, left, packed, None, "none", [], "")))
     return runs
 
 
-def _seconds(run: Callable[[], Any], times: int) -> float:
-    """Of one run: the fastest of ``times``, after one that is not counted."""
-    run()
+def _shapes(size: ModelSize) -> list[tuple[int, int, int]]:
+    tokens, c, hidden = 1568, size.channels, size.hidden
+    return [(tokens, c, 3 * c), (tokens, c, hidden), (tokens, hidden, c), (2 * tokens, c, hidden), (2048, 2048, 2048)]
+
+
+@functools.cache
+def _cores() -> ThreadPoolExecutor:
+    def alone() -> None:
+        torch.get_num_threads()  # initialises this thread; otherwise its first operation undoes the next line
+        torch.set_num_threads(1)
+
+    return ThreadPoolExecutor(torch.get_num_threads(), initializer=alone)
+
+
+def _on_each_core(left: Tensor, right: Tensor) -> None:
+    """The product once on each core, all at the same time."""
+    pool = _cores()
+    for done in [pool.submit(torch.mm, left, right.t()) for _ in range(torch.get_num_threads())]:
+        done.result()
+
+
+def _fastest(run: Callable[[], Any], times: int) -> float:
+    """Seconds of one run: the fastest of ``times``."""
     found = []
     for _ in range(times):
         started = time.perf_counter()

@@ -1,8 +1,10 @@
 """Whole runs, from video files to features on disk: streamfeat against the ways it replaces.
 
-Every side takes the same videos and the same weights, in a process of its own, one after another; its clock runs
-from the first video opened to the last feature on disk, without starting Python or loading weights. Its features are
-compared with those of the usual script in fp32 before its time counts.
+Every side takes the same videos and the same weights on the CPU, in a process of its own. The sides take turns; each
+one's clock runs from the first video opened to the last feature on disk, without starting Python or loading weights.
+A side's time counts only if its features equal those of the published way. Memory is that of the whole process tree.
+Besides, streamfeat's encoder runs alone on as many ready-made clips in the same turns: what is left of its speed in a
+whole run shows what all the rest costs.
 
     python -m bench.extract [--quick] [--json FILE] [--model vit_b] [VIDEO ...]
 """
@@ -10,10 +12,9 @@ compared with those of the usual script in fp32 before its time counts.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
-import resource
-import shutil
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import common
+from bench import common, processes
 
 #: below this a side computes something else, and its time means nothing
 LOWEST_COSINE = 0.999
@@ -36,39 +37,56 @@ class Unavailable(Exception):
 
 
 # the sides -----------------------------------------------------------------------------------------------------------
-# each: (videos, weights, out folder, options) -> (features per video, seconds, note)
+# each: (videos, weights, out folder) -> (features per video, seconds)
 
 Features = dict[str, np.ndarray]
-Outcome = tuple[Features, float, dict[str, Any]]
+Outcome = tuple[Features, float]
 
 
-def streamfeat_side(videos: list[Path], weights: Path, out: Path, precision: str) -> Outcome:
-    """`streamfeat extract`, and, before and after it, its encoder alone on as many ready-made clips."""
+class _StartOfRun:
+    """A reporter that remembers when the first thing was said: the weights are loaded and the videos come next."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+
+    def note(self, text: str) -> None:
+        self.at = self.at or time.perf_counter()
+
+    def update(self, counters: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def streamfeat_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
+    """`streamfeat extract`, to a closed store."""
+    import streamfeat
+
+    start = _StartOfRun()
+    streamfeat.extract(
+        [str(video) for video in videos], out / "out.h5", weights=str(weights), device="cpu", reporter=start
+    )
+    seconds = time.perf_counter() - start.at
+    with streamfeat.open(out / "out.h5") as store:
+        return {name: store[name].features for name in store}, seconds
+
+
+def alone_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
+    """streamfeat's encoder alone, on as many clips as the videos have, and nothing on disk."""
     import torch
 
-    import streamfeat
+    from streamfeat.decode.pyav import read_header
     from streamfeat.model import load_encoder
 
-    encoder = load_encoder(str(weights), precision=precision)
-    size = encoder.batch_size
-    clips = torch.randn(size, 3, CLIP_FRAMES, 224, 224).to(encoder.input_dtype)
+    encoder = load_encoder(str(weights), device="cpu")
+    count = sum(read_header(video)[0] // CLIP_FRAMES for video in videos)
+    clips = torch.randn(encoder.batch_size, 3, CLIP_FRAMES, 224, 224).to(encoder.input_dtype)
     encoder.encode(clips)
-
-    def alone(batches: int) -> float:
-        started = time.perf_counter()
-        for _ in range(batches):
-            encoder.encode(clips)
-        return (time.perf_counter() - started) / (batches * size)
-
-    before = alone(max(2, 8 // size))
-    summary = streamfeat.extract(
-        [str(video) for video in videos], out / "out.h5", weights=str(weights), precision=precision
-    )
-    after = alone(max(2, 8 // size))
-    with streamfeat.open(out / "out.h5") as store:
-        features = {name: store[name].features for name in store}
-    share = (before + after) / 2 * summary.clips / summary.seconds
-    return features, summary.seconds, {"share_of_encoder": share}
+    started, done = time.perf_counter(), 0
+    while done < count:
+        done += len(encoder.encode(clips[: count - done]))
+    return {}, time.perf_counter() - started
 
 
 def published_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
@@ -131,16 +149,16 @@ def published_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
     for name, rows in features.items():
         merged[name] = np.stack(rows)
         np.save(out / f"{name}.npy", merged[name])
-    return merged, time.perf_counter() - started, {}
+    return merged, time.perf_counter() - started
 
 
-def _reader(kind: str) -> Callable[[Path], tuple[int, Callable[[int, int], np.ndarray]]]:
-    """Opens a video with decord or torchcodec: (number of frames, start and stop -> uint8 (n, h, w, 3))."""
-    if kind == "decord":
-        try:
-            import decord
-        except ImportError as error:
-            raise Unavailable("decord is not installed") from error
+Open = Callable[[Path], tuple[int, Callable[[int, int], np.ndarray]]]
+
+
+def _reader() -> Open:
+    """Opens a video with decord, or torchcodec without it: (frames, start and stop -> uint8 (n, h, w, 3))."""
+    if importlib.util.find_spec("decord"):
+        import decord
 
         def open_decord(video: Path) -> tuple[int, Callable[[int, int], np.ndarray]]:
             reader = decord.VideoReader(str(video), num_threads=0)
@@ -150,7 +168,7 @@ def _reader(kind: str) -> Callable[[Path], tuple[int, Callable[[int, int], np.nd
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:
-        raise Unavailable("torchcodec is not installed, or finds no FFmpeg") from error
+        raise Unavailable("neither decord nor torchcodec works here") from error
 
     def open_torchcodec(video: Path) -> tuple[int, Callable[[int, int], np.ndarray]]:
         decoder = VideoDecoder(str(video), dimension_order="NHWC")
@@ -172,13 +190,13 @@ def _prepare(frames: np.ndarray) -> Any:
     return (pixels / 127.5 - 1).transpose(0, 1)
 
 
-def usual_side(videos: list[Path], weights: Path, out: Path, reader: str) -> Outcome:
+def usual_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
     """The usual script: one clip at a time, fp32, transformers, one `.npy` a video."""
     import torch
 
     from bench.published import transformers_model
 
-    model, open_video = transformers_model(weights, torch.float32), _reader(reader)
+    model, open_video = transformers_model(weights, torch.float32), _reader()
     model(torch.zeros(1, 3, CLIP_FRAMES, 224, 224))
     started, features = time.perf_counter(), {}
     for video in videos:
@@ -189,27 +207,28 @@ def usual_side(videos: list[Path], weights: Path, out: Path, reader: str) -> Out
         ]
         features[video.stem] = torch.stack(rows).numpy()
         np.save(out / f"{video.stem}.npy", features[video.stem])
-    return features, time.perf_counter() - started, {}
+    return features, time.perf_counter() - started
 
 
-def usual_well_side(videos: list[Path], weights: Path, out: Path, reader: str) -> Outcome:
-    """The usual script, well written: batches, SDPA, bf16, decode in a worker process that runs ahead."""
+def usual_well_side(videos: list[Path], weights: Path, out: Path, precision: str) -> Outcome:
+    """The usual script, well written: batches, SDPA, decode in a worker process that runs ahead."""
     import torch
 
     from bench.published import transformers_model
 
-    _reader(reader)
-    model = transformers_model(weights, torch.bfloat16)
-    model(torch.zeros(4, 3, CLIP_FRAMES, 224, 224, dtype=torch.bfloat16))
+    _reader()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model = transformers_model(weights, dtype)
+    model(torch.zeros(4, 3, CLIP_FRAMES, 224, 224, dtype=dtype))
 
     class Clips(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[tuple[str, Any]]:
             torch.set_num_threads(1)
-            open_video = _reader(reader)
+            open_video = _reader()
             for video in videos:
                 count, read = open_video(video)
                 for start in range(0, count - CLIP_FRAMES + 1, CLIP_FRAMES):
-                    yield video.stem, _prepare(read(start, start + CLIP_FRAMES)).to(torch.bfloat16)
+                    yield video.stem, _prepare(read(start, start + CLIP_FRAMES)).to(dtype)
 
     started = time.perf_counter()
     rows: dict[str, list[Any]] = {video.stem: [] for video in videos}
@@ -219,19 +238,20 @@ def usual_well_side(videos: list[Path], weights: Path, out: Path, reader: str) -
     features = {name: torch.stack(found).numpy() for name, found in rows.items()}
     for name, array in features.items():
         np.save(out / f"{name}.npy", array)
-    return features, time.perf_counter() - started, {}
+    return features, time.perf_counter() - started
 
 
+PUBLISHED, OURS, ALONE = "published way, fp32", "streamfeat", "streamfeat's encoder alone"
+USUAL, WELL = "usual script, fp32", "usual script well written"
+#: half precision belongs to the script well written, but not every CPU gains by it, so both are run
 SIDES: dict[str, Callable[[list[Path], Path, Path], Outcome]] = {
-    "usual script, decord, fp32": lambda v, w, o: usual_side(v, w, o, "decord"),
-    "usual script, torchcodec, fp32": lambda v, w, o: usual_side(v, w, o, "torchcodec"),
-    "usual script well written, decord, bf16": lambda v, w, o: usual_well_side(v, w, o, "decord"),
-    "usual script well written, torchcodec, bf16": lambda v, w, o: usual_well_side(v, w, o, "torchcodec"),
-    "published way, fp32": published_side,
-    "streamfeat, fp32": lambda v, w, o: streamfeat_side(v, w, o, "fp32"),
-    "streamfeat, bf16": lambda v, w, o: streamfeat_side(v, w, o, "bf16"),
+    PUBLISHED: published_side,
+    USUAL: usual_side,
+    f"{WELL}, fp32": lambda v, w, o: usual_well_side(v, w, o, "fp32"),
+    f"{WELL}, bf16": lambda v, w, o: usual_well_side(v, w, o, "bf16"),
+    OURS: streamfeat_side,
+    ALONE: alone_side,
 }
-REFERENCE = "usual script, decord, fp32"
 
 
 # running them --------------------------------------------------------------------------------------------------------
@@ -239,110 +259,161 @@ REFERENCE = "usual script, decord, fp32"
 
 def _child(side: str, weights: Path, out: Path, videos: list[Path]) -> None:
     """Run one side in this process and leave what it gave in ``out``."""
-    result: dict[str, Any] = {"side": side}
+    work = out / "work"
+    work.mkdir()
+    result: dict[str, Any] = {}
     try:
-        features, seconds, notes = SIDES[side](videos, weights, out)
+        features, seconds = SIDES[side](videos, weights, work)
     except (Unavailable, ImportError) as error:
-        result["skipped"] = str(error)
+        result["skipped"] = str(error).splitlines()[0]
     else:
+        result = {"seconds": seconds, "disk_mb": sum(p.stat().st_size for p in work.rglob("*") if p.is_file()) / 1e6}
         np.savez(out / "features.npz", **features)
-        result |= {"seconds": seconds, "clips": sum(map(len, features.values())), **notes}
-        result["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        result["disk_mb"] = sum(
-            path.stat().st_size for path in out.rglob("*") if path.is_file() and path.name != "features.npz"
-        ) / 1e6
     (out / "result.json").write_text(json.dumps(result))
 
 
 def run_side(side: str, weights: Path, videos: list[Path]) -> tuple[dict[str, Any], Features]:
-    """Run one side in a process of its own."""
+    """Run one side in a process of its own: its figures, or why there are none, and its features."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [sys.executable, "-m", "bench.extract", "--side", side, "--weights", str(weights), "--out", folder,
-             *map(str, videos)], check=True,
-        )  # fmt: skip
+        ended = processes.run(
+            "bench.extract", "--side", side, "--weights", str(weights), "--out", folder, *map(str, videos)
+        )
+        if ended.returncode:
+            return {"skipped": ended.last_words}, {}
         result = json.loads((Path(folder) / "result.json").read_text())
         features = {}
         with contextlib.suppress(FileNotFoundError):
             features = dict(np.load(Path(folder) / "features.npz"))
-    return result, features
+    return result | {"memory_mb": ended.peak_bytes and ended.peak_bytes / 2**20}, features
 
 
-def compare(videos: list[Path], model: str, rounds: int, sides: list[str]) -> list[dict[str, Any]]:
-    """All sides on the same videos, ``rounds`` times in turn; the fastest round of each counts."""
+def refusal(features: Features, reference: Features) -> str | None:
+    """Why the time of a side with these features does not count; None if it does."""
+    if features.keys() != reference.keys():
+        return f"has features of {len(features)} videos instead of {len(reference)}"
+    for name, ours in features.items():
+        if ours.shape != reference[name].shape:
+            return f"{name}: features of shape {ours.shape} instead of {reference[name].shape}"
+    cosine = _lowest_cosine(features, reference)
+    # not (>=), so that a NaN is refused
+    return None if cosine >= LOWEST_COSINE else f"computes something else: cosine {cosine:.5f}"
+
+
+def _lowest_cosine(features: Features, reference: Features) -> float:
+    return float(np.min([common.lowest_cosine(features[name], reference[name]) for name in reference]))
+
+
+def compare(videos: list[Path], model: str, rounds: int, sides: list[str]) -> dict[str, Any]:
+    """All sides on the same videos, in turn, ``rounds`` times; medians, and ratios turn by turn."""
     from bench.published import write_checkpoint
 
-    folder = Path(tempfile.mkdtemp())
-    try:
-        weights = folder / f"{model}.pth"
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / f"{model}.pth"
         write_checkpoint(model, weights)
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        left_out: dict[str, str] = {}
         reference: Features = {}
         for _ in range(rounds):
             for side in sides:
+                if side in left_out:
+                    continue
                 result, features = run_side(side, weights, videos)
                 if "skipped" in result:
-                    print(f"skipped: {side}: {result['skipped']}", file=sys.stderr)
-                    continue
-                reference = reference or features
-                result["cosine"] = min(common.lowest_cosine(features[name], reference[name]) for name in reference)
-                if result["cosine"] < LOWEST_COSINE:
-                    raise SystemExit(f"{side} computes something else: cosine {result['cosine']:.5f}")
-                runs[side].append(result)
-                print(f"{side}: {result['seconds']:.1f} s", file=sys.stderr)
-        return [min(found, key=lambda result: result["seconds"]) for found in runs.values() if found]
-    finally:
-        shutil.rmtree(folder)
+                    left_out[side] = f"skipped: {side}: {result['skipped']}"
+                elif side != ALONE:
+                    reference = reference or features
+                    why = refusal(features, reference)
+                    if why:
+                        left_out[side] = f"refused: {side}: {why}"
+                    else:
+                        result["cosine"] = _lowest_cosine(features, reference)
+                if side in left_out:
+                    print(left_out[side], file=sys.stderr)
+                else:
+                    runs[side].append(result)
+                    print(f"{side}: {result['seconds']:.1f} s", file=sys.stderr)
+    if OURS in left_out:
+        raise SystemExit(f"bench.extract: {left_out[OURS]}")
+    clips = sum(map(len, reference.values()))
+    counted = {side: found for side, found in runs.items() if side not in left_out}
+    return {
+        "model": model, "videos": [video.name for video in videos], "clips": clips, "rounds": rounds,
+        "left out": list(left_out.values()), "sides": _sides(counted, clips), "share of encoder": _share(counted),
+    }  # fmt: skip
 
 
-def report(results: list[dict[str, Any]]) -> str:
-    fastest = min(result["seconds"] for result in results)
+def _sides(runs: dict[str, list[dict[str, Any]]], clips: int) -> list[dict[str, Any]]:
+    seconds = {side: [run["seconds"] for run in found] for side, found in runs.items()}
+    return [
+        {
+            "side": side, "seconds": seconds[side], "clips/s": clips / statistics.median(seconds[side]),
+            "times ours": common.median_ratio(seconds[side], seconds[OURS]),
+            "cosine": min(run["cosine"] for run in found), "disk_mb": found[0]["disk_mb"],
+            "memory_mb": statistics.median(run["memory_mb"] or 0 for run in found) or None,
+        }
+        for side, found in runs.items()
+        if side != ALONE
+    ]  # fmt: skip
+
+
+def _share(runs: dict[str, list[dict[str, Any]]]) -> float | None:
+    """Speed of a whole run over that of the encoder alone."""
+    if ALONE not in runs:
+        return None
+    return common.median_ratio(*([run["seconds"] for run in runs[side]] for side in (ALONE, OURS)))
+
+
+def report(results: dict[str, Any]) -> str:
     rows = [
         {
-            "side": result["side"], "clips/s": result["clips"] / result["seconds"],
-            "times slower": result["seconds"] / fastest, "lowest cosine": f"{result['cosine']:.6f}",
-            "of encoder alone": result.get("share_of_encoder"), "disk MB": result["disk_mb"],
-            "memory GB": result["peak_memory_gb"],
+            "side": side["side"], "clips/s": side["clips/s"], "x its time": side["times ours"],
+            "lowest cosine": f"{side['cosine']:.6f}", "disk MB": side["disk_mb"], "memory MB": side["memory_mb"],
         }
-        for result in sorted(results, key=lambda result: result["seconds"])
+        for side in sorted(results["sides"], key=lambda side: side["clips/s"])
     ]  # fmt: skip
-    return common.table("whole runs, from video files to features on disk", rows)
+    title = f"whole runs, {results['model']}, {results['clips']} clips; x its time: over streamfeat's"
+    lines = [common.table(title, rows)]
+    if results["share of encoder"]:
+        lines.append(f"  streamfeat whole over its encoder alone: {results['share of encoder']:.3f}")
+    return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("videos", nargs="*", type=Path, help="default: two made videos of 856 x 480")
-    parser.add_argument("--model", default="vit_b")
-    parser.add_argument("--only", action="append", help="sides whose name contains this (and the reference)")
+    parser.add_argument("--model", help="size (default: vit_b, quick: vit_s)")
+    parser.add_argument("--frames", type=int, help="of the made videos (default: 96, quick: 64)")
+    parser.add_argument("--rounds", type=int, help="turns (default: 3, quick: 1)")
+    parser.add_argument("--only", action="append", help="sides whose name contains this (and streamfeat)")
     parser.add_argument("--side", help=SUPPRESS)
     parser.add_argument("--weights", type=Path, help=SUPPRESS)
     parser.add_argument("--out", type=Path, help=SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.side:
         _child(options.side, options.weights, options.out, options.videos)
         return
     from bench.media import surveillance_video
 
     with tempfile.TemporaryDirectory() as folder:
-        frames = 64 if options.quick else 320
+        frames = options.frames or (64 if options.quick else 96)
         videos = options.videos or [
             surveillance_video(Path(folder) / f"{codec}.mp4", codec=codec, size=(856, 480), frames=frames)
             for codec in ("h264", "hevc")
         ]
-        sides = [s for s in SIDES if s == REFERENCE or not options.only or any(part in s for part in options.only)]
-        results = compare(videos, options.model, 1 if options.quick else 2, sides)
+        sides = [s for s in SIDES if s in (OURS, ALONE) or not options.only or any(part in s for part in options.only)]
+        model = options.model or ("vit_s" if options.quick else "vit_b")
+        results = compare(videos, model, options.rounds or (1 if options.quick else 3), sides)
     print(report(results))
     if options.json:
-        common.save(options.json, "extract", results)
+        common.save(options.json, "extract", results, quick=options.quick)
     if options.chart:
         chart(options.chart, results)
 
 
-def chart(path: Path, results: list[dict[str, Any]]) -> None:
-    rows = sorted(results, key=lambda result: result["seconds"])
+def chart(path: Path, results: dict[str, Any]) -> None:
     common.bars(
-        path, "whole runs, from video files to features on disk", "clips/s",
-        {"": {result["side"]: result["clips"] / result["seconds"] for result in rows}},
+        path, f"whole runs, {results['model']}", "clips/s",
+        {"": {side["side"]: side["clips/s"] for side in results["sides"]}},
     )  # fmt: skip
 
 

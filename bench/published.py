@@ -1,4 +1,7 @@
-"""What streamfeat is measured against: the published model written plainly, and transformers' VideoMAE."""
+"""What streamfeat is measured against: the published model written plainly, and transformers' VideoMAE.
+
+Both run under ``no_grad``: torch.compile with frozen weights takes no inference mode.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class PublishedModel:
     def __init__(self, weights: Path) -> None:
         self._state, self._heads = _load(weights)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, clips: torch.Tensor) -> torch.Tensor:
         """``(B, 3, T, S, S)`` to mean, std and max over tokens, ``(B, 3, C)``."""
         state = self._state
@@ -99,7 +102,7 @@ def transformers_model(weights: Path, dtype: torch.dtype) -> Callable[[torch.Ten
     model.load_state_dict(_transformers_names(state, blocks))
     model = model.to(dtype).eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(clips: torch.Tensor) -> torch.Tensor:
         return _statistics(model(clips.transpose(1, 2).to(dtype)).last_hidden_state)
 

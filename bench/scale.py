@@ -1,7 +1,7 @@
 """How the cost of `extract` grows: with the number of videos, their length, resolution, overlap of clips, and lanes.
 
 The model is vit_tiny with random weights, so that what is around the model shows. One quantity changes at a time;
-each run is a process of its own, whose peak memory is read at its end.
+each run is a process of its own, whose memory is watched from outside.
 
     python -m bench.scale [--quick] [--json FILE]
 """
@@ -10,74 +10,104 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import subprocess
+import statistics
 import sys
 import tempfile
 from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-from bench import common
+from bench import common, processes
 
 BASE = {"videos": 4, "frames": 320, "height": 240, "clip_stride": 16, "lanes": 2}
-STEPS = {
-    "videos": (1, 10, 100, 1000),
-    "frames": (320, 3200, 32000),
-    "height": (240, 480, 1080),
-    "clip_stride": (16, 8, 4),
-    "lanes": (1, 2, 4),
+STEPS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
+    "videos": ({"frames": 32}, (1, 10, 100, 1000)),
+    "frames": ({"videos": 1}, (160, 1600, 16000)),
+    "height": ({"frames": 160}, (240, 480, 1080)),
+    "clip_stride": ({}, (16, 8, 4)),
+    "lanes": ({}, (1, 2, 4)),
 }
-QUICK = {"videos": (1, 20), "frames": (320, 3200), "height": (240, 480), "clip_stride": (16, 4), "lanes": (1, 2)}
+QUICK: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
+    "videos": ({"frames": 64}, (1, 20)),
+    "frames": ({"videos": 1}, (320, 3200)),
+    "height": ({"frames": 80}, (240, 480)),
+    "clip_stride": ({}, (16, 4)),
+    "lanes": ({}, (1, 2)),
+}
 WIDTHS = {240: 320, 480: 856, 1080: 1920}
+#: frames that are drawn; longer videos repeat them
+_DRAWN = 80
 
 
-def _child(folder: str, clip_stride: int, lanes: int) -> None:
+def _child(folder: str, clip_stride: int, lanes: int, result: str) -> None:
     import streamfeat
 
     summary = streamfeat.extract(
-        folder, Path(folder) / "out.h5", model="vit_tiny", weights="random", lanes=lanes,
-        recipe=streamfeat.Recipe(clip_stride=clip_stride),
+        folder, Path(result).with_suffix(".h5"), model="vit_tiny", weights="random", device="cpu", lanes=lanes,
+        recipe=streamfeat.Recipe(clip_stride=clip_stride), overwrite=True,
     )  # fmt: skip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"seconds": summary.seconds, "clips": summary.clips, "frames": summary.frames, "peak_mb": peak}))
+    found = {"seconds": summary.seconds, "clips": summary.clips, "frames": summary.frames, "failed": summary.failures}
+    Path(result).write_text(json.dumps(found))
 
 
-def run(case: dict[str, int]) -> dict[str, Any]:
-    """One `extract` of ``case["videos"]`` copies of one made video."""
-    from bench.media import surveillance_video
+def run(case: dict[str, int], rounds: int) -> dict[str, Any]:
+    """`extract` of ``case["videos"]`` copies of one made video: medians over ``rounds``."""
+    from bench.media import repeat, surveillance_video
 
     with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "video0000.mp4"
+        videos, result = Path(folder) / "videos", Path(folder) / "result.json"
+        videos.mkdir()
+        times = max(1, case["frames"] // _DRAWN)
         size = (WIDTHS[case["height"]], case["height"])
-        surveillance_video(first, codec="h264", size=size, frames=case["frames"])
+        drawn = surveillance_video(
+            Path(folder) / "drawn.mp4", codec="h264", size=size, frames=min(_DRAWN, case["frames"])
+        )
+        first = repeat(drawn, videos / "video0000.mp4", times)
         for index in range(1, case["videos"]):
-            os.link(first, Path(folder) / f"video{index:04}.mp4")
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.scale", "--case", folder, str(case["clip_stride"]), str(case["lanes"])],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-    found = json.loads(done.stdout)
+            os.link(first, videos / f"video{index:04}.mp4")
+        found, peaks = [], []
+        for _ in range(rounds):
+            ended = processes.run(
+                "bench.scale", "--case", str(videos), str(case["clip_stride"]), str(case["lanes"]), str(result)
+            )
+            if ended.returncode:
+                raise SystemExit(f"bench.scale: {case}: {ended.last_words}")
+            found.append(json.loads(result.read_text()))
+            peaks.append(ended.peak_bytes)
+    expected = case["videos"] * times * min(_DRAWN, case["frames"])
+    if found[0]["failed"] or found[0]["frames"] != expected:
+        raise SystemExit(f"bench.scale: {case}: {found[0]['frames']} frames instead of {expected}")
+    seconds = statistics.median(one["seconds"] for one in found)
     return {
-        **case, "clips/s": found["clips"] / found["seconds"], "frames/s": found["frames"] / found["seconds"],
-        "ms/video": 1000 * found["seconds"] / case["videos"], "peak MB": found["peak_mb"],
+        **case, "seconds": seconds, "clips/s": found[0]["clips"] / seconds, "frames/s": expected / seconds,
+        "ms/video": 1000 * seconds / case["videos"],
+        "peak MB": statistics.median(peaks) / 2**20 if all(peaks) else None,
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--case", nargs=3, help=SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--only", action="append", choices=STEPS, help="quantities (default: all)")
+    parser.add_argument("--case", nargs=4, help=SUPPRESS)
+    options = parser.parse_args(arguments)
     if options.case:
-        _child(options.case[0], int(options.case[1]), int(options.case[2]))
+        _child(options.case[0], int(options.case[1]), int(options.case[2]), options.case[3])
         return
     results = {}
-    for quantity, values in (QUICK if options.quick else STEPS).items():
-        results[quantity] = [run(BASE | {quantity: value}) for value in values]
-        columns = [quantity, "clips/s", "frames/s", "ms/video", "peak MB"]
+    for quantity, (base, values) in (QUICK if options.quick else STEPS).items():
+        if options.only and quantity not in options.only:
+            continue
+        rounds = 1 if options.quick else 3
+        # the largest cases last long enough to be measured once
+        results[quantity] = [
+            run(BASE | base | {quantity: value}, 1 if value >= 1000 and quantity != "height" else rounds)
+            for value in values
+        ]
+        columns = [quantity, "seconds", "clips/s", "frames/s", "ms/video", "peak MB"]
         print(common.table(f"more {quantity}", [{c: row[c] for c in columns} for row in results[quantity]]) + "\n")
+        sys.stdout.flush()
     if options.json:
-        common.save(options.json, "scale", results)
+        common.save(options.json, "scale", results, quick=options.quick)
     if options.chart:
         chart(options.chart, results)
 
