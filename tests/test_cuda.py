@@ -239,7 +239,7 @@ def test_every_product_of_a_block_is_in_fp8_and_the_rest_is_not(monkeypatch):
 
 
 def test_an_encoder_in_fp8(wanted, fp8_on_cpu, monkeypatch):
-    monkeypatch.setattr(encoder, "LOWEST_FP8_COSINE", 0.99)
+    monkeypatch.setattr(encoder, "LOWEST_COSINE", 0.99)
     made = load(precision="fp8")
     assert made.precision == "fp8" and made.input_dtype == torch.float16 and "torch.compile" in made.how
     found = torch.from_numpy(made.encode(clips_of(7)))

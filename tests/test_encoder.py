@@ -224,7 +224,7 @@ def test_auto_takes_what_this_machine_gains_by(monkeypatch):
     ({"device": "gpu"}, "no device named 'gpu'"),
     ({"device": "meta"}, "cannot run on meta"),
     ({"device": "cuda:99"}, "cuda:99 asked for, but torch sees"),
-    ({"precision": "int8"}, "no precision named 'int8'"),
+    ({"precision": "int4"}, "no precision named 'int4'"),
     ({"stats": ()}, "statistics must be"),
     ({"stats": ("mean", "mean")}, "statistics must be"),
     ({"stats": ("median",)}, "statistics must be different names out of mean, std, max, fc_norm, not median"),

@@ -53,9 +53,10 @@ class _Numbers(click.ParamType):
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--decoder", type=click.Choice(["auto", "dali", "pyav"]), default="auto", show_default=True,
               help="auto: DALI on a GPU, PyAV on a CPU.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16", "fp8"]), default="auto",
+@click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16", "fp8", "int8"]), default="auto",
               show_default=True, help="auto: fp16 on a GPU, bf16 on a CPU with AMX or an ARM one with bf16, else fp32. "
-                                      "fp8: faster on a GPU of Ada or later, and refused where it is too coarse.")
+                                      "fp8: faster on a GPU of Ada or later; int8: faster on a CPU with VNNI. Both are "
+                                      "refused where they are too coarse.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples per step of the model.  [default: auto]")
 @click.option("--lanes", type=click.IntRange(1, 64), help="Videos decoded side by side.  [default: auto]")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,

@@ -8,6 +8,7 @@ from the system costs a page fault every 4 KiB, which together can take as long 
 from __future__ import annotations
 
 import functools
+import math
 import platform
 import threading
 from collections.abc import Callable
@@ -17,13 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from streamfeat.model.int8 import Int8Linear
 from streamfeat.model.vit import Block, VideoTransformer
 
 #: clips at once; on machines with more cores than this a clip gets several
 _MOST_WORKERS = 16
-#: rows of tokens that go through a layer together: few enough for what an MLP holds of them, up to 6144 channels in
-#: fp32, to stay near the core, many enough for products at full speed
-_MOST_TOKENS = 224
 
 
 def gains_by_bf16() -> bool:
@@ -80,20 +79,28 @@ class Workers:
         return spread_forward
 
 
-def optimise(model: VideoTransformer) -> Callable[[Tensor], Tensor]:
-    """``model.forward_features`` for single clips, faster; takes over the model. Safe to call from several threads."""
+def optimise(model: VideoTransformer, *, int8: bool = False) -> Callable[[Tensor], Tensor]:
+    """``model.forward_features`` for single clips, faster; takes over the model. Safe to call from several threads.
+
+    With ``int8`` the products of a model in fp32 are done in 8-bit integers.
+    """
     dtype = model.patch_embed.proj.weight.dtype
-    linear = _Blas if dtype == torch.float32 else _Packed
+    linear = Int8Linear if int8 else _Blas if dtype == torch.float32 else _Packed
     if linear is _Packed and not _packing_works(dtype):
         return model.forward_features
     return _Features(model, linear)
 
 
+#: makes the linear layers of blocks
+_Linears = type["_Blas | _Packed | Int8Linear"]
+
+
 class _Features:
-    def __init__(self, model: VideoTransformer, linear: type[_Blas] | type[_Packed]) -> None:
+    def __init__(self, model: VideoTransformer, linear: _Linears) -> None:
         self._embed = model.patch_embed
         self._positions = model.positions
         self._size = model.size
+        self._linear = linear
         self._blocks = [_Block(block, linear) for block in model.blocks]
         self._local = threading.local()
 
@@ -109,16 +116,20 @@ class _Features:
         """This thread's own."""
         if not hasattr(self._local, "buffers"):
             tokens, channels = self._positions.shape
-            self._local.buffers = _Buffers(tokens, channels, self._size.hidden, self._size.heads, self._positions.dtype)
+            self._local.buffers = _Buffers(
+                tokens, channels, self._size.hidden, self._size.heads, self._positions.dtype,
+                self._linear.most_rows or tokens,
+            )
         return self._local.buffers
 
 
 class _Buffers:
-    def __init__(self, tokens: int, channels: int, hidden: int, heads: int, dtype: torch.dtype) -> None:
-        count = -(-tokens // _MOST_TOKENS)
-        #: rows of tokens that go through a layer together
-        self.parts = [slice(start, start + -(-tokens // count)) for start in range(0, tokens, -(-tokens // count))]
-        rows = self.parts[0].stop
+    def __init__(
+        self, tokens: int, channels: int, hidden: int, heads: int, dtype: torch.dtype, most_rows: int
+    ) -> None:
+        rows = math.ceil(tokens / math.ceil(tokens / most_rows))
+        #: tokens that go through a layer together
+        self.parts = [slice(start, start + rows) for start in range(0, tokens, rows)]
         self.qkv = torch.empty(rows, 3 * channels, dtype=dtype)
         self.hidden = torch.empty(rows, hidden, dtype=dtype)
         # Attention in fp32 is faster than in half precision, but for processors with matrix tiles.
@@ -136,7 +147,7 @@ def _has_tiles() -> bool:
 class _Block:
     """One block of the transformer on one clip, ``(tokens, channels)``, in place."""
 
-    def __init__(self, block: Block, linear: type[_Blas] | type[_Packed]) -> None:
+    def __init__(self, block: Block, linear: _Linears) -> None:
         self._norm1, self._norm2 = block.norm1, block.norm2
         self._qkv, self._proj = linear(block.attn.qkv), linear(block.attn.proj)
         self._fc1, self._fc2 = linear(block.mlp.fc1), linear(block.mlp.fc2)
@@ -159,6 +170,8 @@ class _Block:
 class _Blas:
     """A linear layer through torch's public operations, into memory that is there already."""
 
+    most_rows = None
+
     def __init__(self, layer: nn.Linear) -> None:
         self._weight, self._bias = layer.weight.t().contiguous(), layer.bias
         layer.weight = None  # frees the other layout
@@ -179,6 +192,8 @@ class _Packed:
 
     These are the operations that torch.compile emits for CPUs, called directly: no compiler is needed.
     """
+
+    most_rows = None
 
     def __init__(self, layer: nn.Linear) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
@@ -206,7 +221,9 @@ def _packing_works(dtype: torch.dtype) -> bool:
         plain = layer(x)
         try:
             packed = _Packed(layer)
-            found = packed.apply(x, x), packed.apply_gelu(x, x), packed.add_to(x, x)
+            summed = x.clone()
+            packed.add_to(summed, x)
+            found = packed.apply(x, x), packed.apply_gelu(x, x), summed
         except (AttributeError, RuntimeError, TypeError):
             return False
         wanted = plain, F.gelu(plain), plain + x

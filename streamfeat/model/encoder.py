@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from streamfeat.model import cpu, cuda, fp8
+from streamfeat.model import cpu, cuda, fp8, int8
 from streamfeat.model import weights as weights_module
 from streamfeat.model.vit import LAYER_NORM_EPS, ModelError, ModelSize, VideoTransformer
 from streamfeat.model.weights import DEFAULT, Weights, WeightsError
@@ -18,11 +19,14 @@ from streamfeat.model.weights import DEFAULT, Weights, WeightsError
 __all__ = ["DEFAULT", "PRECISIONS", "STATISTICS", "Encoder", "ModelError", "WeightsError", "load_encoder"]
 
 STATISTICS = ("mean", "std", "max", "fc_norm")
-#: name -> type of everything but, in fp8, the four products of each block
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float16}
-
-#: cosine between features in fp8 and fp16 under which fp8 is refused
-LOWEST_FP8_COSINE = 0.999
+#: name -> type of everything but, in fp8 and int8, the four products of each block
+PRECISIONS = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float16, "int8": torch.float32,
+}
+#: precisions that are checked on the first batch, and the one whose features they must come close to
+_REFERENCES = {"fp8": "fp16", "int8": "fp32"}
+#: cosine to those features under which they are refused
+LOWEST_COSINE = 0.999
 
 
 def load_encoder(
@@ -44,8 +48,8 @@ def load_encoder(
         weights: path, Hugging Face id or ``random``; None: the published weights of ``size``, of vit_b without.
         size: ``vit_tiny``, ``vit_s``, ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_g``; None: what the weights are.
         device: ``auto`` (CUDA where there is some), ``cpu``, ``cuda``, ``cuda:N``.
-        precision: ``fp32``, ``bf16``, ``fp16``, ``fp8`` (GPUs of Ada and later), or ``auto``: fp16 on CUDA, bf16 on a
-            CPU that gains by it, else fp32.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``fp8`` (GPUs of Ada and later), ``int8`` (CPUs), or ``auto``: fp16 on
+            CUDA, bf16 on a CPU that gains by it, else fp32.
         stats: out of ``STATISTICS``, in the order wanted.
         image_size: pixels, height and width of clips.
         clip_frames: frames in a clip.
@@ -83,7 +87,7 @@ class Encoder:
         size: the model's numbers.
         identity: ``{"size", "source", "sha256"}`` of the weights.
         device: where it runs.
-        precision: ``fp32``, ``bf16``, ``fp16`` or ``fp8``.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``fp8`` or ``int8``.
         input_dtype: what clips are best handed over in; others are converted.
         statistics: names, in the order of the rows.
         row_shape: of one clip's features: ``(statistics, channels)``, or ``(channels,)`` for a single one.
@@ -121,7 +125,7 @@ class Encoder:
         self.why = {"device": "", "precision": "", "batch_size": "asked for"}
         self._forward_exact: Callable[[Tensor], Tensor] | None = None
         self.exact_reruns = 0
-        self._is_checked = precision != "fp8"
+        self._is_checked = precision not in _REFERENCES
         if self._workers is None:
             self._ways, self._capture = self._ways_on_cuda(engine)
         # after the weights, which take their share of the memory
@@ -131,7 +135,7 @@ class Encoder:
             # what loading left to do was asked for on this stream; another may be current when clips come
             torch.cuda.synchronize(device)
         else:
-            self._forward = self._build(self.input_dtype)
+            self._forward = self._pooled(cpu.optimise(self._network(self.input_dtype), int8=precision == "int8"))
 
     def encode(self, clips: Tensor) -> np.ndarray:
         """Features of normalised clips.
@@ -141,7 +145,7 @@ class Encoder:
 
         Returns float32 ``(B, *row_shape)``. Rows that are not finite even in fp32 hold NaN throughout.
         Raises ModelError on another shape, when a GPU's memory does not hold a single clip, or when the features of
-        the first batch in fp8 are too far from those in fp16.
+        the first batch in fp8 or int8 are too far from those in fp16 or fp32.
         """
         return self.submit(clips).result()
 
@@ -150,13 +154,19 @@ class Encoder:
         """For people: by what means the network runs, on CUDA."""
         return getattr(self._forward, "how", "")
 
+    def own_stream(self) -> contextlib.AbstractContextManager[object]:
+        """On CUDA a stream for whoever submits: torch's default one would have other libraries' work wait for it."""
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.cuda.stream(torch.cuda.Stream(self.device))
+
     def submit(self, clips: Tensor) -> Pending:
         """Start encoding as ``encode`` does; on CUDA without waiting for the device."""
         if clips.ndim != 5 or tuple(clips.shape[1:]) != self.clip_shape or not clips.is_floating_point():
             raise ModelError(f"clips must be floating point (B, {', '.join(map(str, self.clip_shape))}), not"
                              f" {clips.dtype} {tuple(clips.shape)}")
         if not self._is_checked and len(clips):
-            self._check_fp8(clips[: self.batch_size])
+            self._check_against_reference(clips[: self.batch_size])
         parts = []
         done = 0
         while done < len(clips):
@@ -195,17 +205,18 @@ class Encoder:
                 pass
             self._halve_batch()
 
-    def _check_fp8(self, clips: Tensor) -> None:
-        """Raises ModelError where fp8 changes the features of ``clips`` too much."""
-        reference = self._build(torch.float16)
+    def _check_against_reference(self, clips: Tensor) -> None:
+        """Raises ModelError where the precision changes the features of ``clips`` too much."""
+        name = _REFERENCES[self.precision]
+        reference = self._build(PRECISIONS[name])
         clips = clips.to(self.device, self.input_dtype)
         wanted = torch.cat([reference(clip) for clip in clips.split(1)])
         cosines = F.cosine_similarity(self._forward(clips), wanted, dim=-1)
-        # where fp16 overflows there is nothing to compare with: all is computed again in fp32
+        # what overflows has nothing to be compared with: it is computed again in fp32
         cosine = cosines.nan_to_num(nan=1.0).min().item()
-        if cosine < LOWEST_FP8_COSINE:
-            raise ModelError(f"fp8 is too coarse for these weights and clips: the cosine to features in fp16 falls to"
-                             f" {cosine:.5f}, under {LOWEST_FP8_COSINE}; use fp16")
+        if cosine < LOWEST_COSINE:
+            raise ModelError(f"{self.precision} is too coarse for these weights and clips: the cosine to features in"
+                             f" {name} falls to {cosine:.5f}, under {LOWEST_COSINE}; use {name}")
         self._is_checked = True
 
     def _encode_exactly(self, clips: Tensor) -> Tensor:
@@ -334,8 +345,9 @@ def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
     """The precision, and why it is this one."""
     if precision not in ("auto", *PRECISIONS):
         raise ModelError(f"no precision named {precision!r}; there are auto, {', '.join(PRECISIONS)}")
-    if precision == "fp8" and (reason := fp8.unavailable(device)):
-        raise ModelError(f"--precision fp8 cannot be used here: {reason}; leave it out, or use fp16 on a GPU")
+    unavailable = {"fp8": fp8.unavailable, "int8": int8.unavailable}.get(precision)
+    if unavailable and (reason := unavailable(device)):
+        raise ModelError(f"--precision {precision} cannot be used here: {reason}; leave it out")
     if precision != "auto":
         return precision, "asked for"
     if device.type == "cuda":
