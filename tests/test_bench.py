@@ -247,13 +247,15 @@ def test_memory_is_that_of_the_whole_tree():
 # the report ----------------------------------------------------------------------------------------------------------
 
 
+MACHINE = {
+    "date": "2031-02-03", "processor": "Abacus", "cores": 7, "vector_extension": "BEADS", "python": "3.12.0",
+    "versions": {"torch": "2.99"},
+}  # fmt: skip
+
+
 @pytest.fixture
 def results(tmp_path):
     """A folder with the result of a full run of one benchmark, and a README."""
-    machine = {
-        "date": "2031-02-03", "processor": "Abacus", "cores": 7, "vector_extension": "BEADS", "python": "3.12.0",
-        "versions": {"torch": "2.99"},
-    }  # fmt: skip
     side = {"seconds": [2.0], "cosine": 0.99999, "disk_mb": 3.5, "memory_mb": 900.0}
     found = {
         "model": "vit_b", "videos": ["a.mp4"], "clips": 12, "rounds": 1, "left out": [], "share of encoder": 0.96,
@@ -262,7 +264,7 @@ def results(tmp_path):
             side | {"side": extract.OURS, "clips/s": 1.53, "times ours": 1.0},
         ],
     }  # fmt: skip
-    document = {"benchmark": "extract", "quick": False, "machine": machine, "results": found}
+    document = {"benchmark": "extract", "quick": False, "machine": MACHINE, "results": found}
     (tmp_path / "extract.json").write_text(json.dumps(document))
     (tmp_path / "README.md").write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
     return tmp_path
@@ -300,6 +302,20 @@ def test_check_fails_where_readme_chart_and_results_disagree(results):
     readme.write_text(right.replace(report.END, ""))
     with pytest.raises(SystemExit, match="needs the markers"):
         reports(results, "--check")
+
+
+def test_decoders_are_shown_by_codec_and_size():
+    videos = [
+        {"video": name, "over own": own, "over exact": exact}
+        for name, own, exact in (
+            ("made-240p-h264.mp4", 1.25, 1.5), ("made-240p-vp9.webm", 0.75, None), ("made-480p-h264.mp4", 1.125, 2.0),
+            ("my walk.mp4", 1.0, 3.0),
+        )
+    ]  # fmt: skip
+    table = report.block({"decode": {"machine": MACHINE, "results": {"videos": videos}}})
+    assert "| over own / over exact | 240p | 480p | as it is |\n" in table
+    assert "| made h264 | 1.25 / 1.50 | 1.12 / 2.00 |  |\n| made vp9 | 0.75 / - |  |  |\n" in table
+    assert "| my walk.mp4 |  |  | 1.00 / 3.00 |\n" in table
 
 
 def test_a_quick_run_is_no_result(results):
