@@ -21,14 +21,26 @@ class Clip:
     start_frame: int
     #: (3, frames, H, W): whole frames, of which ``crop`` cuts what the model sees
     frames: torch.Tensor
+    #: on CUDA: the frames are there for a stream that waits for this
+    ready: torch.cuda.Event | None = None
+
+
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """On CUDA an event after all that this thread's current stream was asked for; None on a CPU, where it is done."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 class ClipBuffers:
     """A fixed number of clips' memory that goes round between those who cut clips and those who use them.
 
-    This bounds what clips in flight can take. Memory that stays also keeps the process small: blocks of a clip's
-    size that one thread allocates and another frees leave the C allocator's heaps in holes, which on a long video
-    doubled the memory of the process.
+    This bounds what clips in flight can take. On CUDA they may do so on streams of their own: whoever takes memory
+    waits, on the device, for what was asked of it before it was given back. Memory that stays also keeps the process
+    small: blocks of a clip's size that one thread allocates and another frees leave the C allocator's heaps in holes,
+    which on a long video doubled the memory of the process.
 
     Args:
         count: clips in flight at most.
@@ -37,21 +49,25 @@ class ClipBuffers:
     """
 
     def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event | None]] = queue.SimpleQueue()
         for _ in range(count):
-            self._free.put(torch.empty(0, dtype=dtype, device=device))
+            self._free.put((torch.empty(0, dtype=dtype, device=device), None))
 
     def take(self, shape: tuple[int, ...], timeout: float | None = None) -> torch.Tensor:
         """Uninitialised memory of ``shape``. Raises ``queue.Empty`` if none was given back within ``timeout``."""
-        memory, wanted = self._free.get(timeout=timeout), math.prod(shape)
+        (memory, used), wanted = self._free.get(timeout=timeout), math.prod(shape)
+        if used is not None:
+            used.wait()
         if memory.numel() < wanted:
+            if used is not None:
+                used.synchronize()  # torch hands freed memory on without asking streams that did not allocate it
             memory = torch.empty(wanted, dtype=memory.dtype, device=memory.device)
         return memory[:wanted].view(shape)
 
     def give_back(self, clip: torch.Tensor) -> None:
         """``clip``, which ``take`` returned, is not used any more."""
         whole = clip.new_empty(0).set_(clip.untyped_storage())
-        self._free.put(whole)
+        self._free.put((whole, mark(clip.device)))
 
 
 class ClipWindow:
@@ -67,22 +83,19 @@ class ClipWindow:
     def __init__(self, recipe: Recipe, allocate: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
         self._recipe = recipe
         self._allocate = allocate
-        self._held: deque[torch.Tensor] = deque()
-        self._first_held = 0
+        #: chunks of frames, and the index of the first frame of each
+        self._held: deque[tuple[int, torch.Tensor]] = deque()
         self._clips = 0
         #: frames seen so far
         self.frames = 0
 
     def push(self, frames: torch.Tensor) -> Iterator[Clip]:
         """Take in the next frames, ``(n, 3, H, W)``; yields each clip that they complete."""
-        for frame in frames:
-            if self.frames >= self._next_start:
-                if not self._held:
-                    self._first_held = self.frames
-                self._held.append(frame)
-            self.frames += 1
-            if self.frames == self._next_start + self._recipe.clip_span:
-                yield self._cut()
+        self._held.append((self.frames, frames))
+        self.frames += len(frames)
+        while self.frames >= self._next_start + self._recipe.clip_span:
+            yield self._cut()
+        self._let_go()
 
     def finish(self) -> Iterator[Clip]:
         """The video has ended: yields the padded last clip where the recipe asks for one."""
@@ -95,17 +108,27 @@ class ClipWindow:
         return self._clips * self._recipe.clip_stride
 
     def _cut(self) -> Clip:
-        start, recipe = self._next_start, self._recipe
-        offset, last = start - self._first_held, len(self._held) - 1
-        channels, *size = self._held[0].shape
-        frames = self._allocate((channels, recipe.clip_frames, *size))
-        for index in range(recipe.clip_frames):
-            frames[:, index].copy_(self._held[min(offset + index * recipe.frame_step, last)])
+        start, step, wanted = self._next_start, self._recipe.frame_step, self._recipe.clip_frames
+        clip = self._allocate((self._held[0][1].shape[1], wanted, *self._held[0][1].shape[2:]))
+        filled = 0
+        # all frames that a chunk gives at once: on a GPU each copy costs a call, whatever its size
+        for first, chunk in self._held:
+            offset = start + filled * step - first
+            count = min(wanted - filled, len(range(offset, len(chunk), step)))
+            if count > 0:
+                part = chunk[offset : offset + (count - 1) * step + 1 : step]
+                clip[:, filled : filled + count].copy_(part.transpose(0, 1))
+                filled += count
+        if filled < wanted:
+            clip[:, filled:].copy_(self._held[-1][1][-1][:, None])
         self._clips += 1
-        while self._held and self._first_held < self._next_start:
+        self._let_go()
+        return Clip(start, clip, mark(clip.device))
+
+    def _let_go(self) -> None:
+        """Of what no clip needs any more."""
+        while self._held and self._held[0][0] + len(self._held[0][1]) <= self._next_start:
             self._held.popleft()
-            self._first_held += 1
-        return Clip(start, frames)
 
 
 def crop(clip: torch.Tensor, size: int, crops: int) -> Iterator[torch.Tensor]:
@@ -130,7 +153,7 @@ def crop(clip: torch.Tensor, size: int, crops: int) -> Iterator[torch.Tensor]:
 class Batch:
     """Samples that go through the model together, and whose they are."""
 
-    #: (n, 3, T, H, W); the batcher's own memory, to be used before anything more is added
+    #: (n, 3, T, H, W); the batcher's own memory, used again ``buffers`` batches later
     samples: torch.Tensor
     #: owner and first frame of each sample
     keys: tuple[tuple[Hashable, int], ...]
@@ -145,19 +168,22 @@ class Batcher:
         batch_size: samples in a batch.
         image_size: pixels, height and width of a sample.
         crops: samples that a clip gives.
+        buffers: batches that have memory of their own: with one, a batch must be used before anything more is added.
     """
 
-    def __init__(self, batch_size: int, image_size: int, crops: int) -> None:
+    def __init__(self, batch_size: int, image_size: int, crops: int, buffers: int = 1) -> None:
         self._batch_size, self._image_size, self._crops = batch_size, image_size, crops
-        self._samples: torch.Tensor | None = None
+        self._memory: deque[torch.Tensor | None] = deque([None] * buffers)
         self._keys: list[tuple[Hashable, int]] = []
 
     def add(self, key: Hashable, clip: Clip) -> Iterator[Batch]:
         """Take in a clip, whose memory is free again when this ends; yields each batch that it fills."""
+        if clip.ready is not None:
+            clip.ready.wait()
         for sample in crop(clip.frames, self._image_size, self._crops):
-            if self._samples is None:
-                self._samples = sample.new_empty(self._batch_size, *sample.shape)
-            self._samples[len(self._keys)].copy_(sample)
+            if self._memory[0] is None:
+                self._memory[0] = sample.new_empty(self._batch_size, *sample.shape)
+            self._memory[0][len(self._keys)].copy_(sample)
             self._keys.append((key, clip.start_frame))
             if len(self._keys) == self._batch_size:
                 yield self._take()
@@ -174,9 +200,11 @@ class Batcher:
         kept = [index for index, (owner, _) in enumerate(self._keys) if owner != key]
         for place, index in enumerate(kept):
             if place != index:
-                self._samples[place].copy_(self._samples[index])
+                self._memory[0][place].copy_(self._memory[0][index])
         self._keys = [self._keys[index] for index in kept]
 
     def _take(self) -> Batch:
         keys, self._keys = tuple(self._keys), []
-        return Batch(self._samples[: len(keys)], keys)
+        samples = self._memory[0][: len(keys)]
+        self._memory.rotate(-1)
+        return Batch(samples, keys)

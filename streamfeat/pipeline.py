@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from streamfeat.progress import Counters, Quiet, Reporter
 from streamfeat.recipe import Recipe, RecipeError
 from streamfeat.store import Header, StoreError, StoreWriter, WriterThread, check_names
 from streamfeat.videos import InputError, Video, find_videos
+
+if TYPE_CHECKING:
+    from streamfeat.model.encoder import Pending
 
 
 class ExtractError(Exception):
@@ -119,7 +124,7 @@ def extract(
         weights: checkpoint file, Hugging Face id, or ``random``; None: OpenGVLab's for the size.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         decoder: ``auto``, ``dali`` or ``pyav``.
-        precision: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``fp8``.
+        precision: ``auto``, ``fp32``, ``fp16``, ``bf16``, ``fp8`` or ``int8``.
         batch_size: samples (clips times crops) per step of the model; None: what suits the device.
         dtype: of the stored features, ``float32`` or ``float16``.
         root: where names in lists are looked up.
@@ -227,9 +232,10 @@ def _announce(reporter: Reporter, encoder: Encoder, decoders: Decoders, summary:
     reporter.note(
         f"{todo} video{'s' * (todo != 1)} to do"
         + (f" ({summary.skipped} are in {summary.output} already)" if summary.skipped else "")
-        + f": {encoder.identity['size']} in {encoder.precision} on {encoder.device}, "
-        f"batches of {encoder.batch_size}, recipe {summary.recipe}, decoded by {decoders.label} in "
-        f"{decoders.lanes} lane{'s' * (decoders.lanes > 1)}"
+        + f": {encoder.identity['size']} on {encoder.device} ({encoder.why['device']}) in {encoder.precision} "
+        f"({encoder.why['precision']}), batches of {encoder.batch_size} ({encoder.why['batch_size']})"
+        + (f" by {encoder.how}" if encoder.how else "")
+        + f", recipe {summary.recipe}, decoded by {decoders.label}"
     )
 
 
@@ -254,6 +260,17 @@ class _Job:
         return (self.clips - 1) * recipe.clip_stride + recipe.clip_span if self.clips else 0
 
 
+@contextlib.contextmanager
+def _model_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ModelError) as error:
+        raise RunError(
+            f"the model broke off: {str(error).splitlines()[0]}; what was done is kept, "
+            "and the same command goes on where this one ended"
+        ) from error
+
+
 class _Run:
     """One pass over the videos that are to do."""
 
@@ -265,22 +282,31 @@ class _Run:
         self._reporter, self._stop, self._summary, self._sizes = reporter, stop, summary, sizes
         self._counters = Counters(videos_total=len(todo), bytes_total=sum(sizes.values()))
         self._jobs: dict[str, _Job] = {}
-        self._batcher = Batcher(encoder.batch_size, recipe.image_size, recipe.crops)
+        self._batcher = Batcher(encoder.batch_size, recipe.image_size, recipe.crops, buffers=1 + encoder.ahead)
+        #: batches whose features are being computed, with their keys
+        self._in_flight: deque[tuple[tuple[tuple[Hashable, int], ...], Pending]] = deque()
         self._writer = WriterThread(store, on_committed=self._on_committed)
+        lanes = decoders.lanes + decoders.device_lanes
+        if lanes > 1:
+            # the longest first: begun last, it would have all other lanes wait for one
+            todo = sorted(todo, key=lambda video: -sizes[video.name])
         self._lanes = Lanes(
             todo, decoders, recipe, encoder.device, dtype=encoder.input_dtype, lanes=decoders.lanes,
-            depth=2 * max(1, encoder.batch_size // recipe.crops) + decoders.lanes,
+            device_lanes=decoders.device_lanes, depth=2 * max(1, encoder.batch_size // recipe.crops) + lanes,
         )
 
     def run(self) -> None:
         started = time.monotonic()
         try:
-            for event in self._lanes.events(self._stop):
-                self._handle(event)
-                self._reporter.update(self._counters)
-            if not self._stop.is_set():
-                for batch in self._batcher.rest():
-                    self._encode(batch)
+            with self._encoder.own_stream():
+                for event in self._lanes.events(self._stop):
+                    self._handle(event)
+                    self._reporter.update(self._counters)
+                if not self._stop.is_set():
+                    for batch in self._batcher.rest():
+                        self._encode(batch)
+                while self._in_flight:
+                    self._collect()
         finally:
             self._lanes.close()
             self._writer.close()
@@ -306,15 +332,18 @@ class _Run:
                 self._fail(video, "decode", reason)
 
     def _encode(self, batch: Batch) -> None:
-        try:
-            features = np.asarray(self._encoder.encode(batch.samples))
-        except (RuntimeError, ModelError) as error:
-            raise RunError(
-                f"the model broke off: {str(error).splitlines()[0]}; what was done is kept, "
-                "and the same command goes on where this one ended"
-            ) from error
+        with _model_errors():
+            self._in_flight.append((batch.keys, self._encoder.submit(batch.samples)))
+        while len(self._in_flight) > self._encoder.ahead:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Wait for the oldest batch and hand its features on."""
+        keys, pending = self._in_flight.popleft()
+        with _model_errors():
+            features = pending.result()
         finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
-        owners = [key for key, _ in batch.keys]
+        owners = [key for key, _ in keys]
         for (name, attempt), run in itertools.groupby(range(len(owners)), key=owners.__getitem__):
             indices = list(run)
             job = self._jobs.get(name)
@@ -323,7 +352,7 @@ class _Run:
             bad = [index for index in indices if not finite[index]]
             if bad:
                 self._lanes.skip(job.video)
-                reason = f"features of the clip at frame {batch.keys[bad[0]][1]} are not finite, in fp32 either"
+                reason = f"features of the clip at frame {keys[bad[0]][1]} are not finite, in fp32 either"
                 self._fail(job.video, "model", reason)
             else:
                 self._write(job, features[indices[0] : indices[-1] + 1])
@@ -355,7 +384,7 @@ class _Run:
 
     def _finish_if_complete(self, name: str) -> None:
         job = self._jobs.get(name)
-        if job is None or not job.ended or self._batcher.pending((name, job.attempt)):
+        if job is None or not job.ended or self._is_pending((name, job.attempt)):
             return
         info, video = job.info, job.video
         if self._strict and info.damaged_packets:
@@ -385,6 +414,9 @@ class _Run:
                 f"{video.path}: {info.frames} frames are fewer than the {self._recipe.clip_span} of a clip: "
                 "no feature (--tail pad would give one)"
             )
+
+    def _is_pending(self, key: Hashable) -> bool:
+        return self._batcher.pending(key) or any(owner == key for keys, _ in self._in_flight for owner, _ in keys)
 
     def _fail(self, video: Video, stage: str, reason: str) -> None:
         self._drop(video.name)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
+from streamfeat import clips
 from streamfeat.clips import Batcher, Clip, ClipBuffers, ClipWindow, crop
 from streamfeat.recipe import Recipe
 
@@ -49,6 +50,16 @@ def test_the_window_holds_no_more_frames_than_a_clip_needs():
         list(window.push(frame))
         assert len(window._held) <= 16
     assert window.frames == 200
+
+
+def test_the_window_lets_go_of_whole_chunks():
+    window = ClipWindow(Recipe(clip_stride=40, image_size=14), torch.empty)
+    held = []
+    for chunk in numbered(200).split(16):
+        list(window.push(chunk))
+        held.append(len(window._held))
+    # from frame 16 to 40 nothing is needed, and then one chunk and its neighbour
+    assert held[:3] == [0, 0, 1] and max(held) <= 2
 
 
 def test_clips_come_in_the_memory_that_is_given_for_them():
@@ -114,3 +125,56 @@ def test_a_clip_of_many_crops_fills_several_batches():
     batches += [(batch.keys, batch.samples.clone()) for batch in batcher.rest()]
     assert [len(keys) for keys, _ in batches] == [4, 4, 2]
     assert torch.equal(torch.cat([samples for _, samples in batches]), torch.stack(list(crop(clip.frames, 4, 10))))
+
+
+def test_batches_have_as_many_buffers_as_are_asked_for():
+    batcher = Batcher(2, image_size=4, crops=1, buffers=2)
+    batches = []
+    for value in range(6):
+        batches += batcher.add("a", Clip(value, torch.full((3, 2, 4, 4), float(value))))
+        if value == 3:
+            assert [batch.samples[:, 0, 0, 0, 0].tolist() for batch in batches] == [[0, 1], [2, 3]]
+    first, second, third = (batch.samples.data_ptr() for batch in batches)
+    assert first == third != second
+
+
+class FakeEvents:
+    """Stands for CUDA's: notes who records and who waits, in order."""
+
+    def __init__(self):
+        self.log, self.count = [], 0
+
+    def mark(self, device):
+        self.count += 1
+        return _FakeEvent(self, self.count)
+
+
+class _FakeEvent:
+    def __init__(self, events, number):
+        self.events, self.number = events, number
+        events.log.append(("record", number))
+
+    def wait(self):
+        self.events.log.append(("wait", self.number))
+
+    def synchronize(self):
+        self.events.log.append(("synchronize", self.number))
+
+
+def test_streams_wait_for_each_other(monkeypatch):
+    events = FakeEvents()
+    monkeypatch.setattr(clips, "mark", events.mark)
+    buffers = ClipBuffers(1, torch.float32, torch.device("cpu"))
+    window = ClipWindow(Recipe(image_size=14), buffers.take)
+    batcher = Batcher(1, image_size=14, crops=1)
+    for chunk in numbered(32).split(16):
+        (clip,) = window.push(chunk)
+        list(batcher.add("a", clip))
+        buffers.give_back(clip.frames)
+    assert events.log == [
+        ("record", 1), ("wait", 1), ("record", 2),  # cut, copied into a batch, given back
+        ("wait", 2), ("record", 3), ("wait", 3), ("record", 4),
+    ]  # fmt: skip
+    # memory that is replaced by larger memory may be anyone's at once
+    buffers.take((3, 16, 20, 20))
+    assert events.log[-2:] == [("wait", 4), ("synchronize", 4)]

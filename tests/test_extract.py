@@ -1,11 +1,13 @@
 """The command as a user meets it: every input, every refusal, every exit code."""
 
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import h5py
@@ -14,9 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 import streamfeat
-from streamfeat import progress
+from streamfeat import pipeline, progress
 from streamfeat.cli import main
-from streamfeat.model import Encoder, ModelError
+from streamfeat.model import Encoder, ModelError, load_encoder
 from streamfeat.pipeline import ExtractError, RunError
 from streamfeat.progress import Quiet
 
@@ -437,6 +439,97 @@ def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, mon
     def broken(self, clips):
         raise kind("the device fell off the bus")
 
-    monkeypatch.setattr(Encoder, "encode", broken)
+    monkeypatch.setattr(Encoder, "submit", broken)
     with pytest.raises(RunError, match="fell off the bus"):
         streamfeat.extract(videos, tmp_path / "out.h5", **SMALL_PYTHON)
+
+
+class AheadEncoder:
+    """An encoder as on a GPU: a batch is submitted before the last one is read, whose clips must be there still."""
+
+    def __init__(self, real):
+        self.real, self.ahead, self.log = real, 1, []
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def submit(self, samples):
+        number = sum(kind == "submit" for kind, _ in self.log)
+        self.log.append(("submit", number))
+        return _Ahead(self, number, samples)
+
+
+class _Ahead:
+    def __init__(self, encoder, number, samples):
+        self.encoder, self.number, self.samples = encoder, number, samples
+
+    def result(self):
+        self.encoder.log.append(("result", self.number))
+        return self.encoder.real.encode(self.samples)
+
+
+def test_the_next_batch_is_submitted_before_the_last_is_read(videos, tmp_path, monkeypatch):
+    write_video(videos / "c.mkv", 30)
+    options = dict(SMALL_PYTHON, precision="fp32", batch_size=3)
+    streamfeat.extract(videos, tmp_path / "plain.h5", **options)
+    made = []
+    monkeypatch.setattr(
+        pipeline, "load_encoder", lambda *a, **k: made.append(AheadEncoder(load_encoder(*a, **k))) or made[-1]
+    )
+    summary = streamfeat.extract(videos, tmp_path / "ahead.h5", **options)
+    assert summary.complete and summary.done == 3 and summary.clips == 13
+    submits = [("submit", number) for number in range(5)]
+    results = [("result", number) for number in range(5)]
+    between = itertools.chain(*zip(submits[1:], results[:-1], strict=True))
+    order = [submits[0], *between, results[-1]]
+    assert made[0].log == order
+    with streamfeat.open(tmp_path / "plain.h5") as plain, streamfeat.open(tmp_path / "ahead.h5") as ahead:
+        assert list(plain) == list(ahead)
+        for name in plain:
+            np.testing.assert_allclose(ahead[name].features, plain[name].features, atol=1e-5)
+
+
+def test_what_is_in_flight_at_an_interruption_is_kept(tmp_path, monkeypatch):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in "abc":
+        write_video(videos / f"{name}.mp4", 8)
+    stop = threading.Event()
+
+    class Stopping(AheadEncoder):
+        def submit(self, samples):
+            stop.set()
+            return super().submit(samples)
+
+    monkeypatch.setattr(pipeline, "load_encoder", lambda *a, **k: Stopping(load_encoder(*a, **k)))
+    summary = streamfeat.extract(videos, tmp_path / "out.h5", **SMALL_PYTHON, batch_size=4, lanes=1, stop=stop)
+    assert not summary.complete and summary.done >= 1
+
+
+def test_one_line_says_what_was_chosen_and_why(videos, tmp_path):
+    said = run(videos, tmp_path / "out.h5", "--device", "cpu", "--precision", "fp32", "--lanes", "1").stderr
+    (line,) = [line for line in said.splitlines() if "videos to do" in line]
+    assert line.startswith("2 videos to do: vit_tiny on cpu (asked for) in fp32 (asked for), batches of ")
+    assert line.endswith("recipe wsvad+changes, decoded by PyAV in 1 lane (asked for)")
+    chosen = run(videos, tmp_path / "auto.h5", "--device", "auto").stderr
+    assert "(torch sees no CUDA device)" in chosen or "on cuda:0" in chosen
+    assert "(a clip for each thread)" in chosen or "multiprocessors" in chosen
+
+
+def test_the_largest_video_is_begun_first(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, frames in (("a", 8), ("b", 200), ("c", 60)):
+        write_video(videos / f"{name}.mp4", frames)
+    opened = []
+
+    class Recording(pipeline.Decoders):
+        def __call__(self, video):
+            opened.append(video.name)
+            return super().__call__(video)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "Decoders", Recording)
+        streamfeat.extract(videos, tmp_path / "two.h5", **SMALL_PYTHON, lanes=2)
+        streamfeat.extract(videos, tmp_path / "one.h5", **SMALL_PYTHON, lanes=1)
+    assert opened == ["b", "c", "a", "a", "b", "c"]

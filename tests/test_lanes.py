@@ -33,10 +33,14 @@ class FakeDecoder:
 
     def __init__(self, name="fake", fail_at=None, error=None, delay=0.0):
         self.name, self.fail_at, self.error, self.delay = name, fail_at, error, delay
-        self.closed = []
+        self.refuses = None
+        self.opened, self.closed = [], []
         self.peak = 0
 
     def open(self, video, recipe, device):
+        self.opened.append(video.name)
+        if self.refuses == video.name:
+            raise FallBack("not this one")
         return _FakeStream(self, video)
 
 
@@ -57,9 +61,11 @@ class _FakeStream:
         self.decoder.closed.append(self.video.name)
 
 
-def run(videos, decoders, lanes=2, depth=4, until=lambda event: False):
+def run(videos, decoders, lanes=2, depth=4, until=lambda event: False, device_lanes=0):
     stop = threading.Event()
-    running = Lanes(videos, decoders, RECIPE, CPU, dtype=torch.float32, lanes=lanes, depth=depth)
+    running = Lanes(
+        videos, decoders, RECIPE, CPU, dtype=torch.float32, lanes=lanes, device_lanes=device_lanes, depth=depth
+    )
     events = []
     for event in running.events(stop):
         events.append(event)
@@ -159,3 +165,68 @@ def test_the_queue_bounds_what_is_decoded_ahead(depth):
     stop.set()
     assert list(events) == []
     running.close()
+
+
+def names_of_ended(events):
+    return [event.video.name for event in events if isinstance(event, Ended)]
+
+
+def test_a_video_that_falls_back_leaves_its_device_lane_to_the_next():
+    device = FakeDecoder("gpu")
+    slow = FakeDecoder("cpu", delay=0.03)
+    falls = FakeDecoder("gpu", fail_at=5, error=FallBack("a broken packet"))
+    videos = [FakeVideo("bad"), *(FakeVideo(f"v{index}") for index in range(4))]
+    events = run(
+        videos, lambda video: [falls if video.name == "bad" else device, slow], lanes=1, device_lanes=1
+    )
+    assert names_of_ended(events) == ["v0", "v1", "v2", "v3", "bad"]
+    kinds = [(type(event), getattr(event, "attempt", None)) for event in of(events, "bad")]
+    assert kinds == [(Started, 0), (Decoded, 0), (Started, 1), (Decoded, 1), (Decoded, 1), (Ended, 1)]
+    assert of(events, "bad")[2].fallback == "gpu: a broken packet" and of(events, "bad")[-1].info.decoder == "cpu"
+    assert all(of(events, video.name)[-1].info.decoder == "gpu" for video in videos[1:])
+    assert slow.opened == ["bad"]
+
+
+def test_what_a_device_refuses_at_once_and_what_has_one_decoder_goes_to_plain_lanes():
+    device, plain = FakeDecoder("gpu"), FakeDecoder("cpu")
+    device.refuses = "hevc"
+    videos = [FakeVideo(name) for name in ("folder", "hevc", "h264", "vanished")]
+    events = run(videos, lambda video: [plain] if video.name == "folder" else [device, plain], device_lanes=2)
+    assert sorted(names_of_ended(events)) == ["folder", "h264", "hevc"]
+    assert [of(events, name)[-1].info.decoder for name in ("folder", "h264", "hevc")] == ["cpu", "gpu", "cpu"]
+    assert [event.attempt for event in of(events, "hevc")] == [1] * 4
+    assert of(events, "hevc")[0].fallback == "gpu: not this one"
+    assert of(events, "vanished") == [Failed(videos[3], "No such file or directory")]
+
+
+def test_all_may_fall_back():
+    device, plain = FakeDecoder("gpu", fail_at=0, error=FallBack("no NVDEC")), FakeDecoder("cpu")
+    videos = [FakeVideo(f"v{index}") for index in range(9)]
+    events = run(videos, lambda video: [device, plain], lanes=3, device_lanes=2)
+    assert sorted(names_of_ended(events)) == sorted(video.name for video in videos)
+
+
+def test_one_long_video_leaves_no_other_lane_idle():
+    device = FakeDecoder("gpu", delay=0.002)
+    videos = [FakeVideo("long", 400), *(FakeVideo(f"v{index}", 4) for index in range(12))]
+    events = run(videos, lambda video: [device, device], lanes=1, device_lanes=2)
+    # nobody has claimed a short one and then waited for the long one
+    assert names_of_ended(events)[-1] == "long"
+
+
+def test_videos_are_opened_ahead_and_no_further():
+    device = FakeDecoder("gpu")
+    videos = [FakeVideo(f"v{index}", 10_000) for index in range(10)]
+    running = Lanes(
+        videos, lambda video: [device, device], RECIPE, CPU, dtype=torch.float32, lanes=1, device_lanes=2, depth=2
+    )
+    stop = threading.Event()
+    events = running.events(stop)
+    next(events)
+    time.sleep(0.3)
+    assert len(device.opened) == 4  # two at work, two to come
+    stop.set()
+    assert list(events) == []
+    running.close()
+    assert sorted(device.closed) == sorted(device.opened)  # also those that no lane has taken
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode-")]

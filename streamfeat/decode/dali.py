@@ -20,6 +20,7 @@ import numpy as np
 from streamfeat.decode import preprocess
 from streamfeat.decode.base import FallBack, StreamInfo, frames_per_chunk
 from streamfeat.decode.probe import count_packets, probe
+from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,9 @@ CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 GPU_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "mpeg4"})
 #: what NVDEC decodes on every generation: 8 bits, 4:2:0
 PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12"})
-#: bytes of decoded RGB in one sequence, before resizing; a few sequences are in flight in each pipeline
+#: Bytes of decoded RGB in one sequence, before resizing. A few are in flight in each pipeline (DALI reads one ahead and
+#: prefetches two), and beside them NVDEC's surfaces, 20 frames or fewer of 1.5 bytes a pixel, and as many resized
+#: sequences of base.MAX_CHUNK_BYTES. None of it depends on the length of the video.
 MAX_SEQUENCE_BYTES = 128 * 2**20
 #: seconds without a new sequence, after which a pipeline counts as hung; opening an hour-long file takes far less
 WATCHDOG_SECONDS = 60.0
@@ -102,6 +105,8 @@ class DaliStream:
         self._thread.start()
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        import torch
+
         while (found := self._next()) is not None:
             numbers, frames = found
             shown = numbers >= 0  # the last sequence is filled up with frames numbered -1
@@ -111,6 +116,9 @@ class DaliStream:
                 raise FallBack(f"frame {self.info.frames} was expected, and {numbers[:3].tolist()}... came")
             self.info.frames += count
             if count:
+                if frames.is_cuda:
+                    # they were made on another stream, whose next sequence must not take their memory too early
+                    frames.record_stream(torch.cuda.current_stream(frames.device))
                 yield frames[:count]
         packets = count_packets(self._path)
         if self.info.frames != packets:
@@ -135,15 +143,16 @@ class DaliStream:
 
     def _produce(self) -> None:
         try:
-            pipeline = self._graph()
-            pipeline.build()
-            # past the last sequence the reader begins anew
-            for _ in range(next(iter(pipeline.epoch_size().values()))):
-                frames, labels, numbers = pipeline.run()
-                if _host(labels).ravel().tolist() != [_LABEL]:
-                    raise RuntimeError(f"a sequence is labelled {_host(labels).ravel().tolist()}")
-                if not self._put((_host(numbers).ravel(), self._own(frames))):
-                    return
+            with own_stream(self._device):
+                pipeline = self._graph()
+                pipeline.build()
+                # past the last sequence the reader begins anew
+                for _ in range(next(iter(pipeline.epoch_size().values()))):
+                    frames, labels, numbers = pipeline.run()
+                    if _host(labels).ravel().tolist() != [_LABEL]:
+                        raise RuntimeError(f"a sequence is labelled {_host(labels).ravel().tolist()}")
+                    if not self._put((_host(numbers).ravel(), self._own(frames))):
+                        return
             self._put(None)
         except BaseException as error:
             self._put(error)
@@ -157,13 +166,16 @@ class DaliStream:
 
             tensor = frames.as_tensor()
             copy = torch.empty(tensor.shape(), dtype=torch.float32, device=self._device)
-            stream = torch.cuda.current_stream(self._device)
-            feed_ndarray(tensor, copy, cuda_stream=stream)
-            stream.synchronize()  # the reader uses it on another stream
+            feed_ndarray(tensor, copy, cuda_stream=torch.cuda.current_stream(self._device))
         else:
             copy = torch.from_numpy(np.array(frames.as_array()))
         copy = copy[0].transpose(0, 1)
-        return copy[:, [2, 1, 0]] if self._recipe.channel_order == "bgr" else copy
+        if self._recipe.channel_order == "bgr":
+            copy = copy.flip(1)
+        if self._device.type == "cuda":
+            # before DALI has its memory back, and before another stream reads the copy
+            torch.cuda.current_stream(self._device).synchronize()
+        return copy
 
     def _put(self, item: tuple[np.ndarray, torch.Tensor] | BaseException | None) -> bool:
         while not self._closed.is_set():

@@ -8,10 +8,11 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamfeat.clips import Clip, ClipBuffers, ClipWindow
 from streamfeat.decode.base import DecodeError, Decoder, FallBack, FrameStream, StreamInfo
+from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +67,36 @@ class Failed:
 Event = Started | Decoded | Ended | Failed
 
 
+@dataclasses.dataclass
+class _Task:
+    """What is left to try of a video."""
+
+    video: Video
+    #: best first
+    decoders: Sequence[Decoder]
+    attempt: int = 0
+    source: tuple[int, int] | None = None
+    #: why the decoder before these gave up
+    fallback: str | None = None
+
+
 class Lanes:
-    """Decodes videos in ``lanes`` threads and hands out what happens, in order per video.
+    """Decodes videos in threads and hands out what happens, in order per video.
+
+    There are two kinds of lanes. Device lanes run the first of several decoders of a video: on a GPU, each keeps one
+    NVDEC engine busy. They take videos that other threads have opened for whichever lane is free next, as many ahead as
+    there are lanes: none waits for a file to be indexed, and none has claimed a video while others idle. All else, and
+    every video that a device lane gives up, goes to the plain lanes, which work side by side with them.
+
+    On CUDA each lane has a stream of its own, which does not wait for the model's.
 
     Args:
         videos: taken one by one, by whichever lane is free.
         decoders: for a video, the decoders to try, best first. The last one has the final word.
+        lanes: plain lanes.
+        device_lanes: with none, plain lanes run all decoders.
         depth: clips that may wait for the reader. With the one that each lane is at, and the frames that its
-            next one needs, this bounds memory.
+            next one needs, this bounds memory, beside what decoders hold for themselves.
         dtype: of the clips.
     """
 
@@ -86,20 +109,44 @@ class Lanes:
         *,
         dtype: torch.dtype,
         lanes: int,
+        device_lanes: int = 0,
         depth: int,
     ) -> None:
-        self._videos = iter(videos)
-        self._next = threading.Lock()
-        self._decoders = decoders
         self._recipe = recipe
         self._device = device
-        self._buffers = ClipBuffers(depth + lanes, dtype, device)
+        self._lanes, self._device_lanes = lanes, device_lanes
+        everyone = lanes + device_lanes
+        self._buffers = ClipBuffers(depth + everyone, dtype, device)
         # no more than these can be clips; the rest is room for beginnings and ends
-        self._events: queue.Queue[Event | None] = queue.Queue(maxsize=depth + lanes + 64)
+        self._events: queue.Queue[Event | None] = queue.Queue(maxsize=depth + everyone + 64)
         self._stopped = threading.Event()
         self._skipped: set[str] = set()
+
+        #: each None at the end of these ends a thread
+        self._to_open: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._opened: queue.SimpleQueue[tuple[_Task, FrameStream] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._room_ahead = threading.Semaphore(device_lanes)
+        for video in videos:
+            task = _Task(video, decoders(video))
+            (self._to_open if device_lanes and len(task.decoders) > 1 else self._tasks).put(task)
+        self._counting = threading.Lock()
+        self._openers_left = self._device_lanes_left = device_lanes
+        for _ in range(device_lanes):
+            self._to_open.put(None)
+        if not device_lanes:
+            self._end_plain_lanes()
+
+        def threads(name: str, work: Callable[[], None], count: int) -> list[threading.Thread]:
+            return [
+                threading.Thread(target=self._run, args=(work,), name=f"{name}-{index}", daemon=True)
+                for index in range(count)
+            ]
+
         self._threads = [
-            threading.Thread(target=self._lane, name=f"decode-{index}", daemon=True) for index in range(lanes)
+            *threads("decode-open", self._open_ahead, device_lanes),
+            *threads("decode-device", self._device_lane, device_lanes),
+            *threads("decode", self._plain_lane, lanes),
         ]
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
@@ -119,6 +166,8 @@ class Lanes:
 
     def give_back(self, clip: Clip) -> None:
         """The reader is done with ``clip``."""
+        if clip.ready is not None:
+            clip.ready.wait()  # also where nobody has read it
         self._buffers.give_back(clip.frames)
 
     def skip(self, video: Video) -> None:
@@ -131,35 +180,78 @@ class Lanes:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(timeout)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting = self._opened.get_nowait()
+                if waiting is not None:
+                    waiting[1].close()
 
-    def _lane(self) -> None:
+    # the threads
+
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            while not self._stopped.is_set():
-                with self._next:
-                    video = next(self._videos, None)
-                if video is None:
-                    break
-                self._decode(video)
+            with own_stream(self._device):
+                work()
         except _Stopped:
             pass
         finally:
             with contextlib.suppress(_Stopped):
                 self._put(None)
 
-    def _decode(self, video: Video) -> None:
+    def _open_ahead(self) -> None:
+        while (task := self._wait_to_get(self._to_open)) is not None:
+            self._wait_for_room()
+            opened: list[FrameStream] = []
+            left = self._attempt(task, lambda task=task, opened=opened: opened.append(self._open(task)))
+            if opened:
+                self._opened.put((task, opened[0]))
+            else:
+                self._room_ahead.release()
+                self._hand_on(left)
+        with self._counting:
+            self._openers_left -= 1
+            if not self._openers_left:
+                for _ in range(self._device_lanes):
+                    self._opened.put(None)
+
+    def _device_lane(self) -> None:
+        while (opened := self._wait_to_get(self._opened)) is not None:
+            self._room_ahead.release()
+            task, stream = opened
+            self._hand_on(self._attempt(task, lambda task=task, stream=stream: self._decode(task, stream)))
+        with self._counting:
+            self._device_lanes_left -= 1
+            if not self._device_lanes_left:
+                self._end_plain_lanes()
+
+    def _plain_lane(self) -> None:
+        task: _Task | None
+        while (task := self._wait_to_get(self._tasks)) is not None:
+            while task is not None:
+                task = self._attempt(task, lambda task=task: self._decode(task, self._open(task)))
+
+    def _end_plain_lanes(self) -> None:
+        for _ in range(self._lanes):
+            self._tasks.put(None)
+
+    def _hand_on(self, task: _Task | None) -> None:
+        if task is not None:
+            self._tasks.put(task)
+
+    # one video
+
+    def _attempt(self, task: _Task, work: Callable[[], None]) -> _Task | None:
+        """Do ``work`` on a video: what is left to do if its decoder gives up. All else that fails ends the video."""
+        video = task.video
         try:
-            source = video.stat()
-            fallback = None
-            decoders = self._decoders(video)
-            for attempt, decoder in enumerate(decoders):
-                try:
-                    self._run(video, attempt, source, decoder, fallback)
-                    return
-                except FallBack as error:
-                    if attempt == len(decoders) - 1:
-                        raise
-                    fallback = f"{decoder.name}: {error}"
-                    log.info("%s: %s", video.path, fallback)
+            work()
+        except FallBack as error:
+            first, *others = task.decoders
+            if others:
+                fallback = f"{first.name}: {error}"
+                log.info("%s: %s", video.path, fallback)
+                return _Task(video, others, task.attempt + 1, task.source, fallback)
+            self._put(Failed(video, str(error)))
         except DecodeError as error:
             self._put(Failed(video, str(error)))
         except OSError as error:
@@ -169,13 +261,17 @@ class Lanes:
         except Exception as error:  # a defect or an exotic file ends this video, never the run
             log.debug("unexpected error in %s", video.path, exc_info=True)
             self._put(Failed(video, f"{type(error).__name__}: {error}".splitlines()[0]))
+        return None
 
-    def _run(
-        self, video: Video, attempt: int, source: tuple[int, int], decoder: Decoder, fallback: str | None
-    ) -> None:
-        stream: FrameStream = decoder.open(video, self._recipe, self._device)
+    def _open(self, task: _Task) -> FrameStream:
+        # what the file was before its first byte was read
+        task.source = task.source or task.video.stat()
+        return task.decoders[0].open(task.video, self._recipe, self._device)
+
+    def _decode(self, task: _Task, stream: FrameStream) -> None:
+        video, attempt = task.video, task.attempt
         try:
-            self._put(Started(video, attempt, source, stream.info, fallback))
+            self._put(Started(video, attempt, task.source, stream.info, task.fallback))
             window = ClipWindow(self._recipe, self._allocate)
             for frames in stream:
                 for clip in window.push(frames):
@@ -207,6 +303,20 @@ class Lanes:
                 return
             except queue.Full:
                 continue
+        raise _Stopped
+
+    def _wait_to_get(self, place: queue.SimpleQueue[Any]) -> Any:
+        while not self._stopped.is_set():
+            try:
+                return place.get(timeout=_POLL)
+            except queue.Empty:
+                continue
+        raise _Stopped
+
+    def _wait_for_room(self) -> None:
+        while not self._stopped.is_set():
+            if self._room_ahead.acquire(timeout=_POLL):
+                return
         raise _Stopped
 
 
