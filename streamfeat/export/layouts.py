@@ -50,12 +50,19 @@ class Job:
     dataset: str
     #: said to the user afterwards
     notes: list[str] = dataclasses.field(default_factory=list)
+    # asked for again and again, and from the store each takes a millisecond
+    _clips: dict[str, int] = dataclasses.field(default_factory=dict)
+    _labels: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
     def clips(self, name: str) -> int:
-        return aligned_clips(self.store[name])
+        if name not in self._clips:
+            self._clips[name] = aligned_clips(self.store[name])
+        return self._clips[name]
 
     def label(self, name: str) -> int | None:
-        return video_label(self.store[name])
+        if name not in self._labels:
+            self._labels[name] = video_label(self.store[name])
+        return self._labels[name]
 
     def add_features(self, file: str, name: str, crop: int | None = None) -> None:
         """Plan the features of the video ``name``, or one crop of them, as float32 ``.npy``."""

@@ -170,4 +170,4 @@ def _frame(text: str) -> int:
     try:
         return int(float(text))
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no number of a frame") from None
+        raise ValueError(f"{text[:40]!r} is no number of a frame") from None
