@@ -89,7 +89,7 @@ def alone_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
     return {}, time.perf_counter() - started
 
 
-def published_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
+def published_side(videos: list[Path], weights: Path, out: Path, device: str = "cpu") -> Outcome:
     """The published way: all frames to JPEG, lists as text, a DataLoader, batches of two, a file a clip, merged.
 
     Rebuilt from the description of Fed_WSVAD's Backbone; the exchange of red and blue is left out on both ends, so
@@ -100,8 +100,8 @@ def published_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
 
     from bench.published import PublishedModel
 
-    model = PublishedModel(weights)
-    model(torch.zeros(1, 3, CLIP_FRAMES, 224, 224))
+    model = PublishedModel(weights, device)
+    model(torch.zeros(1, 3, CLIP_FRAMES, 224, 224, device=device)).cpu()
     started = time.perf_counter()
     lines = []
     for video in videos:
@@ -140,7 +140,7 @@ def published_side(videos: list[Path], weights: Path, out: Path) -> Outcome:
     (out / "clips").mkdir()
     loader = torch.utils.data.DataLoader(Clips(), batch_size=2, num_workers=0)
     for clips, indices in loader:
-        for index, feature in zip(indices, model(clips), strict=True):
+        for index, feature in zip(indices, model(clips.to(device)).cpu(), strict=True):
             np.save(out / "clips" / f"{int(index):06}.npy", feature.numpy())
     features: dict[str, list[np.ndarray]] = {video.stem: [] for video in videos}
     for index, line in enumerate(lines):

@@ -36,14 +36,14 @@ def real_pictures(video: Path, size: tuple[int, int], frames: int) -> list[np.nd
         return [frame.to_ndarray(format="rgb24", width=size[0], height=size[1]) for frame in found]
 
 
-def encode(shown: Iterable[np.ndarray], path: Path, codec: str) -> Path:
-    """Write pictures as a video; the extension of ``path`` is the container."""
+def encode(shown: Iterable[np.ndarray], path: Path, codec: str, *, full_range: bool = False) -> Path:
+    """Write pictures as a video; the extension of ``path`` is the container. ``full_range``: luma from 0 to 255."""
     import av
 
     encoder = _ENCODERS[codec]
     with av.open(str(path), "w") as output:
         stream = output.add_stream(encoder, rate=FPS, options=_OPTIONS[encoder])
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" or full_range else "yuv420p"
         for index, rgb in enumerate(shown):
             if index == 0:
                 stream.height, stream.width = rgb.shape[:2]

@@ -58,8 +58,9 @@ def _statistics(tokens: torch.Tensor) -> torch.Tensor:
 class PublishedModel:
     """The published forward pass as it is described: Conv3d, attention written out, eager, fp32."""
 
-    def __init__(self, weights: Path) -> None:
-        self._state, self._heads = _load(weights)
+    def __init__(self, weights: Path, device: str = "cpu") -> None:
+        state, self._heads = _load(weights)
+        self._state = {name: value.to(device) for name, value in state.items()}
 
     @torch.no_grad()
     def __call__(self, clips: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,7 @@ class PublishedModel:
         kernel = state["patch_embed.proj.weight"]
         x = F.conv3d(clips, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
         _, tokens, channels = x.shape
-        x = x + sincos_positions(tokens, channels)
+        x = x + sincos_positions(tokens, channels).to(x.device)
         for index in range(sum(name.endswith("norm1.weight") for name in state)):
             x = self._block(x, f"blocks.{index}.")
         return _statistics(x)
