@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: seconds
-_HUB_TIMEOUT = 4.0
+_HUB_TIMEOUT = 3.0
 #: of the video that DALI is to decode; wide and high enough for every NVDEC
 _DECODED_FRAMES = 16
 _DECODED_SIZE = (256, 256)
