@@ -10,6 +10,7 @@ from torchvision.transforms import functional as vision
 
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, DecodeError, frames_per_chunk
 from streamfeat.decode.preprocess import MAX_PIXELS, Preprocessor, frame_size, upscale_bytes
+from streamfeat.decode.preprocess_cuda import DevicePreprocessor
 from streamfeat.recipe import IMAGENET_MEAN, IMAGENET_STD, PRESETS, Recipe
 
 #: width, height
@@ -259,6 +260,47 @@ def test_chunks_stay_small():
     assert frames_per_chunk(224, 224) == MAX_CHUNK_FRAMES
     assert frames_per_chunk(2048, 2048) == 1
     assert 1 < frames_per_chunk(1024, 1024) * 3 * 4 * 1024 * 1024 <= MAX_CHUNK_BYTES
+
+
+# on the model's device ----------------------------------------------------------------------------------------------
+
+
+def on_device(recipe, width, height, frames, order="rgb"):
+    """As for a GPU, whose tensors and operations are torch's on a CPU too."""
+    size = frame_size(recipe, width, height)
+    channels = np.asarray([order.index(channel) for channel in recipe.channel_order])
+    return list(DevicePreprocessor(recipe, size, channels, torch.device("cpu")).chunks(iter(frames)))
+
+
+@pytest.mark.parametrize("recipe", [preset.recipe for preset in PRESETS.values()], ids=list(PRESETS))
+@pytest.mark.parametrize("size", SIZES)
+def test_a_device_gives_the_same_to_the_last_bit(recipe, size):
+    frames = [noise(*size, seed) for seed in range(2)]
+    (chunk,) = on_device(recipe, *size, frames, "bgr")
+    assert chunk.dtype == torch.float32
+    for result, frame in zip(chunk, frames, strict=True):
+        np.testing.assert_array_equal(result.numpy(), preprocess(recipe, frame, "bgr"))
+
+
+def test_a_device_gives_frames_that_change_their_size_alike():
+    recipe = Recipe(image_size=32)
+    sizes = [(320, 240), (320, 240), (97, 65), (64, 300), (64, 300), (320, 240)]
+    frames = [noise(*size, seed) for seed, size in enumerate(sizes)]
+    chunks = on_device(recipe, *sizes[0], frames)
+    assert [len(chunk) for chunk in chunks] == [2, 1, 2, 1]
+    for result, frame in zip(torch.cat(chunks), frames, strict=True):
+        np.testing.assert_array_equal(result.numpy(), preprocess(recipe, frame))
+
+
+def test_a_device_gets_chunks_that_stay_small():
+    frames = [np.full((20, 20, 3), index, np.uint8) for index in range(40)]
+    chunks = on_device(Recipe(image_size=14, upscale_below=None), 20, 20, frames)
+    assert [len(chunk) for chunk in chunks] == [16, 16, 8]
+    assert [round((float(frame.mean()) + 1) / 2 * 255) for chunk in chunks for frame in chunk] == list(range(40))
+    large = [np.zeros((2000, 2000, 3), np.uint8)] * 5
+    chunks = on_device(Recipe(), 2000, 2000, large)
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1] and 2 * large[0].nbytes <= MAX_CHUNK_BYTES
+    assert on_device(Recipe(), 20, 20, []) == []
 
 
 # limits -------------------------------------------------------------------------------------------------------------

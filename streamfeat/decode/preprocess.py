@@ -80,21 +80,25 @@ class Preprocessor:
         """The frames, uint8 ``(h, w, 3)`` each, as chunks ``(n, 3, H, W)``, float32, on ``device``."""
         import torch
 
+        if device.type != "cpu":
+            from streamfeat.decode.preprocess_cuda import DevicePreprocessor
+
+            yield from DevicePreprocessor(self._recipe, self.size, self._channels, device).chunks(frames)
+            return
+
         height, width = self.size
         most = frames_per_chunk(height, width)
-        pinned = device.type == "cuda"
-
         chunk, filled = None, 0
         for frame in frames:
             if chunk is None:
-                chunk = torch.empty(most, 3, height, width, pin_memory=pinned)
+                chunk = torch.empty(most, 3, height, width)
             self.write(frame, chunk[filled].numpy())
             filled += 1
             if filled == most:
-                yield chunk.to(device, non_blocking=True)
+                yield chunk
                 chunk, filled = None, 0
         if chunk is not None:
-            yield chunk[:filled].to(device, non_blocking=True)
+            yield chunk[:filled]
 
     def _make_plan(self, width: int, height: int) -> _Plan:
         upscale = upscale_factor(self._recipe, width, height)
@@ -103,8 +107,8 @@ class Preprocessor:
         if self._recipe.crops > 1:
             resized = self.size
         top, left = (round((full - kept) / 2) for full, kept in zip(resized, self.size, strict=True))
-        y0, y1, y_weights = _bilinear(height, resized[0], top, self.size[0])
-        x0, x1, x_weights = _bilinear(width, resized[1], left, self.size[1])
+        y0, y1, y_weights = bilinear_taps(height, resized[0], top, self.size[0])
+        x0, x1, x_weights = bilinear_taps(width, resized[1], left, self.size[1])
         return _Plan(
             upscale=upscale,
             left=(x0[None, :] * 3 + self._channels[:, None]).ravel(),
@@ -213,7 +217,7 @@ def upscale_bytes(frame: np.ndarray, factor: float) -> np.ndarray:
     Returns:
         uint8, both sides multiplied by ``factor`` and rounded to the nearest, ties to even.
     """
-    plan = _upscale_plan(frame.shape[1], frame.shape[0], factor)
+    plan = upscale_plan(frame.shape[1], frame.shape[0], factor)
     source = frame.reshape(frame.shape[0], -1)
     result = np.empty((len(plan.upper), len(plan.left)), np.uint8)
     for start in range(0, len(result), _BLOCK):
@@ -238,7 +242,7 @@ def upscale_bytes(frame: np.ndarray, factor: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _UpscalePlan:
+class UpscalePlan:
     left: np.ndarray
     right: np.ndarray
     left_weights: np.ndarray
@@ -250,7 +254,7 @@ class _UpscalePlan:
 
 
 @functools.lru_cache(maxsize=8)
-def _upscale_plan(width: int, height: int, factor: float) -> _UpscalePlan:
+def upscale_plan(width: int, height: int, factor: float) -> UpscalePlan:
     x, x_fraction = _opencv_coordinates(width, factor)
     # columns left of the first pixel and right of the last take that pixel whole ...
     outside = (x < 0) | (x >= width - 1)
@@ -263,7 +267,7 @@ def _upscale_plan(width: int, height: int, factor: float) -> _UpscalePlan:
     y, y_fraction = _opencv_coordinates(height, factor)
     left_weights, right_weights = (np.repeat(weights, 3) for weights in _fixed_point(x_fraction))
     upper_weights, lower_weights = (weights[:, None] for weights in _fixed_point(y_fraction))
-    return _UpscalePlan(
+    return UpscalePlan(
         left, right, left_weights, right_weights,
         y.clip(0, height - 1), (y + 1).clip(0, height - 1), upper_weights, lower_weights,
     )
@@ -282,7 +286,7 @@ def _fixed_point(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left.astype(np.int32), right.astype(np.int32)
 
 
-def _bilinear(source: int, resized: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bilinear_taps(source: int, resized: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Taps of output pixels ``start`` to ``start + length`` of an axis resized from ``source`` pixels.
 
     Returns the pixel on either side and the weight of the second, with pixel centres at halves
