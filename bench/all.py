@@ -1,6 +1,6 @@
 """All benchmarks, one after another: in full into ``bench/results/`` and the README, or quickly, for a look.
 
-    python -m bench.all [VIDEO ...]     # under half an hour on two cores; keep the machine quiet
+    python -m bench.all [VIDEO ...]     # some 25 minutes on two cores; keep the machine quiet
     python -m bench.all --quick         # a minute each; only prints
 """
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import common, processes
 
-BASE = {"videos": 4, "frames": 320, "height": 240, "clip_stride": 16, "lanes": 2}
+BASE = {"videos": 4, "frames": 160, "height": 240, "clip_stride": 16, "lanes": 2}
 STEPS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "videos": ({"frames": 32}, (1, 10, 100, 1000)),
     "frames": ({"videos": 1}, (160, 1600, 16000)),
