@@ -30,7 +30,7 @@ from torch import Tensor
 from bench import common
 from bench.processes import Worker, serve
 from bench.published import PublishedModel, transformers_model, write_checkpoint
-from streamfeat.model import load_encoder
+from streamfeat.model import int8, load_encoder
 from streamfeat.model.encoder import PRECISIONS
 from streamfeat.model.vit import SIZES, ModelSize
 
@@ -128,7 +128,7 @@ def measure(size: ModelSize, turns: int, batches: tuple[int, ...], compiled: tup
             else:
                 leave_out(f"refused: {name}: computes something else: cosine {cosine:.5f}")
         seconds: dict[Key, list[float]] = {key: [] for key in sides}
-        products = {precision: _products(size, PRECISIONS[precision]) for _, precision, _ in sides}
+        products = {precision: _products(size, precision) for _, precision, _ in sides}
         best: dict[str, list[float]] = {precision: [] for precision in products}
         for _ in range(turns):
             for precision, runs in products.items():
@@ -163,6 +163,12 @@ def _builders(
         builders["transformers", precision, 2] = lambda precision=precision: transformers_model(
             weights, PRECISIONS[precision]
         )
+    if (reason := int8.unavailable(torch.device("cpu"))) is None:
+        builders["streamfeat", "int8", 2] = lambda: load_encoder(
+            str(weights), precision="int8", device="cpu", batch_size=2
+        ).encode
+    else:
+        print(f"skipped: streamfeat, int8: {reason}", file=sys.stderr)
     for key in compiled:
         builders[key] = lambda key=key: processes.enter_context(contextlib.closing(_Apart(*key[:2], weights)))
     return builders
@@ -213,16 +219,18 @@ def _answer(name: str, precision: str, weights: str) -> Callable[[dict[str, str]
     return answer
 
 
-def _products(size: ModelSize, dtype: torch.dtype) -> list[tuple[int, Callable[[], Any]]]:
-    """Matrix products whose best rate is the limit: those of the model, and square ones; (FLOP, run) each."""
+def _products(size: ModelSize, precision: str) -> list[tuple[int, Callable[[], Any]]]:
+    """Matrix products whose best rate is the limit: those of the model, and square ones; (operations, run) each."""
+    dtype = torch.int8 if precision == "int8" else PRECISIONS[precision]
+    product = torch._int_mm if precision == "int8" else torch.mm
     runs: list[tuple[int, Callable[[], Any]]] = []
     for rows, inner, columns in _shapes(size):
-        left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
-        out = torch.empty(rows, columns, dtype=dtype)
+        left, right = torch.randn(rows, inner).mul_(30).to(dtype), torch.randn(columns, inner).mul_(30).to(dtype)
+        out = torch.empty(rows, columns, dtype=torch.int32 if precision == "int8" else dtype)
         flops = 2 * rows * inner * columns
-        runs.append((flops, functools.partial(torch.mm, left, right.t(), out=out)))
-        runs.append((torch.get_num_threads() * flops, functools.partial(_on_each_core, left, right)))
-        if dtype != torch.float32:
+        runs.append((flops, functools.partial(product, left, right.t(), out=out)))
+        runs.append((torch.get_num_threads() * flops, functools.partial(_on_each_core, product, left, right)))
+        if dtype not in (torch.float32, torch.int8):
             try:
                 packed = torch.ops.mkldnn._reorder_linear_weight(right)
             except (AttributeError, RuntimeError):
@@ -246,10 +254,10 @@ def _cores() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads(), initializer=alone)
 
 
-def _on_each_core(left: Tensor, right: Tensor) -> None:
+def _on_each_core(product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> None:
     """The product once on each core, all at the same time."""
     pool = _cores()
-    for done in [pool.submit(torch.mm, left, right.t()) for _ in range(torch.get_num_threads())]:
+    for done in [pool.submit(product, left, right.t()) for _ in range(torch.get_num_threads())]:
         done.result()
 
 
