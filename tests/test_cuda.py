@@ -219,11 +219,25 @@ def test_a_layer_in_fp8_is_the_layer_within_its_precision(monkeypatch):
     torch.manual_seed(0)
     layer = torch.nn.Linear(128, 64).half().requires_grad_(False)
     x = torch.randn(2, 7, 128).half()
-    found, wanted = fp8.Fp8Linear(layer)(x), layer(x)
+    quick = fp8.Fp8Linear(layer, torch.zeros(128))
+    found, wanted = quick(x), layer(x)
     assert found.dtype == torch.bfloat16 and found.shape == wanted.shape
     assert (found.float() - wanted.float()).norm() < 0.05 * wanted.float().norm()
     # a token's numbers do not depend on the others
-    torch.testing.assert_close(fp8.Fp8Linear(layer)(x[:, 3:4]), found[:, 3:4], rtol=0, atol=0)
+    torch.testing.assert_close(quick(x[:, 3:4]), found[:, 3:4], rtol=0, atol=0)
+
+
+def test_what_is_common_to_all_tokens_is_put_right(monkeypatch):
+    monkeypatch.setattr(fp8, "scaled_product", lambda *tensors: emulate(*tensors[:4], tensors[4].float()))
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, 64).requires_grad_(False)
+    common = 3 * torch.randn(256)
+    x = common + 0.1 * torch.randn(500, 256)
+
+    def error(mean):
+        return (fp8.Fp8Linear(layer, mean)(x).float().mean(0) - layer(x).mean(0)).norm()
+
+    assert error(common) < error(torch.zeros(256)) / 3
 
 
 def test_every_product_of_a_block_is_in_fp8_and_the_rest_is_not(monkeypatch):
@@ -233,6 +247,7 @@ def test_every_product_of_a_block_is_in_fp8_and_the_rest_is_not(monkeypatch):
     clips = clips_of(1).half()
     wanted = model.forward_features(clips)
     found = fp8.convert(model).forward_features(clips)
+    assert not any(module._forward_pre_hooks for module in model.modules())
     assert len(calls) == 16 and found.dtype == torch.float16
     assert {tensors[2].shape for tensors in calls} == {(384, 128), (128, 128), (512, 128), (128, 512)}
     assert torch.nn.functional.cosine_similarity(found.float().mean(1), wanted.float().mean(1)).min() > 0.99

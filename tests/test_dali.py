@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import streamfeat
-from streamfeat.decode import dali
+from streamfeat.decode import choose, dali, nvdec
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.choose import Decoders
 from streamfeat.decode.dali import DaliDecoder
@@ -208,3 +208,30 @@ def test_auto_takes_pyav_on_a_cpu_and_dali_where_asked(tmp_path):
     assert [decoder.name for decoder in Decoders("dali", CPU, 3)(video)] == ["dali-cpu", "pyav"]
     folder = Video("b", tmp_path, "frames")
     assert [decoder.name for decoder in Decoders("dali", CPU, 3)(folder)] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("engines", "videos", "lanes", "wanted", "why"),
+    [
+        (7, 100, None, 7, "one for each NVDEC engine"), (7, 3, None, 3, "as many as videos"),
+        (None, 100, None, 2, "NVDEC engines unknown"), (7, 100, 5, 5, "asked for"),
+    ],
+)  # fmt: skip
+def test_a_gpu_has_a_lane_for_each_of_its_engines(monkeypatch, engines, videos, lanes, wanted, why):
+    asked = []
+    monkeypatch.setattr(dali, "unavailable", lambda device: None)
+    monkeypatch.setattr(nvdec, "engines", lambda index: asked.append(index) or engines)
+    monkeypatch.setattr(choose.os, "sched_getaffinity", lambda process: range(16), raising=False)
+    decoders = Decoders("auto", torch.device("cuda", 1), videos, lanes)
+    assert (decoders.device_lanes, asked) == (wanted, [1])
+    # beside them the cores, for what falls back and for folders of frames
+    assert decoders.lanes == min(16, videos)
+    assert decoders.label.startswith(f"DALI (NVDEC) in {wanted} lanes ({why}), what it cannot by PyAV in ")
+
+
+def test_a_gpu_without_nvdec_has_the_cores_decode(monkeypatch):
+    monkeypatch.setattr(dali, "unavailable", lambda device: "the driver has no libnvcuvid.so.1")
+    monkeypatch.setattr(choose.os, "sched_getaffinity", lambda process: range(16), raising=False)
+    decoders = Decoders("auto", torch.device("cuda", 0), 100)
+    assert (decoders.lanes, decoders.device_lanes) == (16, 0)
+    assert decoders.label == "PyAV (no DALI: the driver has no libnvcuvid.so.1) in 16 lanes (for 16 cores)"

@@ -46,10 +46,13 @@ _LABEL = 1
 @functools.lru_cache(maxsize=8)
 def unavailable(device: torch.device) -> str | None:
     """Why DALI cannot decode to ``device`` on this machine, in one line; None if it can."""
+    import torch
+
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
-        return f"DALI does not import ({error}); pip install nvidia-dali-cuda120 (Linux on x86-64)"
+        wheel = "nvidia-dali-cuda130" if (torch.version.cuda or "").startswith("13") else "nvidia-dali-cuda120"
+        return f"DALI does not import ({error}); pip install {wheel} (Linux on x86-64)"
     if device.type == "cuda":
         try:
             ctypes.CDLL("libnvcuvid.so.1")
