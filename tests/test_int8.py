@@ -122,3 +122,10 @@ def test_it_is_refused_where_sums_are_not_exact(monkeypatch):
             with pytest.raises(ModelError, match=r"precision int8 cannot be used here: .* 8-bit integers"):
                 load_encoder("random", size="vit_tiny", precision="int8", device="cpu", **SMALL)
     int8._works.cache_clear()
+
+
+@needs_integers
+def test_people_are_told_of_it_and_it_is_never_chosen(monkeypatch):
+    monkeypatch.setattr(encoder.cpu, "gains_by_bf16", lambda: False)
+    made = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    assert made.precision == "fp32" and "int8 would be faster" in made.why["precision"]

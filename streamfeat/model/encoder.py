@@ -354,4 +354,5 @@ def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
         return "fp16", "what a GPU is fast in"
     if cpu.gains_by_bf16():
         return "bf16", "this processor is fast in it"
-    return "fp32", "this processor gains nothing by bf16"
+    faster = "" if int8.unavailable(device) else "; int8 would be faster"
+    return "fp32", f"this processor gains nothing by bf16{faster}"
