@@ -66,12 +66,13 @@ PLAIN = FrameLayout()
 FED_WSVAD = FrameLayout(first_index=1, quality=95, swapped=True, flat=True)
 
 
-def jpeg(picture: np.ndarray, layout: FrameLayout) -> bytes:
-    """The file of a ``picture``, uint8 BGR ``(h, w, 3)``."""
+def jpeg(picture: np.ndarray, layout: FrameLayout, *, all_chroma: bool = False) -> bytes:
+    """The file of a ``picture``, uint8 BGR ``(h, w, 3)``; ``all_chroma``: as GPUs code it, a value for every pixel."""
     # Pillow takes it for RGB, and so will whoever reads the file
     stored = picture if layout.swapped else picture[..., ::-1]
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(stored)).save(buffer, "JPEG", quality=layout.quality, subsampling=_SUBSAMPLING)
+    subsampling = "4:4:4" if all_chroma else _SUBSAMPLING
+    Image.fromarray(np.ascontiguousarray(stored)).save(buffer, "JPEG", quality=layout.quality, subsampling=subsampling)
     return buffer.getvalue()
 
 

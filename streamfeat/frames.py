@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from av.error import FFmpegError
 
-from streamfeat.decode.base import DecodeError
+from streamfeat.decode.base import DecodeError, FallBack
 from streamfeat.decode.images import read_image
 from streamfeat.decode.pyav import Pictures, open_container, read_header, video_stream
 from streamfeat.files import check_name, path_inside
@@ -31,6 +31,11 @@ from streamfeat.store import StoreError, StoreLocked
 from streamfeat.store.lock import WriterLock
 from streamfeat.text import counted
 from streamfeat.videos import Video, display, find_videos, list_frames
+
+if TYPE_CHECKING:
+    import torch
+
+    from streamfeat.decode.jpeg import JpegFrames
 
 __all__ = ["FED_WSVAD", "PLAIN", "Dumped", "Estimate", "FrameLayout", "FramesError", "dump_frames"]
 
@@ -96,13 +101,17 @@ class Dumped:
 def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.PathLike[str], *,
                 layout: FrameLayout = PLAIN, root: str | os.PathLike[str] | None = None,
                 on_estimate: Callable[[Estimate], None] | None = None,
-                on_video: Callable[[str, int], None] | None = None, stop: threading.Event | None = None) -> Dumped:
+                on_video: Callable[[str, int], None] | None = None, stop: threading.Event | None = None,
+                device: torch.device | None = None) -> Dumped:
     """Write the frames of all videos in ``inputs`` below ``destination``, one folder a video.
 
     Frames are those that ``extract`` sees with PyAV. A folder appears when it is complete; one that is there is
     kept, so that the same call goes on where an earlier one ended. ``on_estimate`` is told what it will take
     before anything is written, ``on_video`` of each folder made and its frames. Setting ``stop`` from another
     thread ends it early, with whole folders only.
+
+    With ``device``, videos that DALI can decode there are decoded and coded there, other than in the published
+    script's layout, whose files are the same byte for byte everywhere. Such frames are DALI's, and keep all chroma.
 
     Raises InputError and FramesError before anything is written: nothing found, a destination that cannot be
     written or lies in an input, folders in it that were made in another layout, videos with more frames than the
@@ -126,7 +135,8 @@ def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.
             return dumped
         headers = dict(zip((video.name for video in todo), encoders.map(_probe, todo), strict=True))
         _check_digits(headers, layout)
-        estimate = _estimate(todo, headers, layout, destination, encoders)
+        on_device = device is not None and not layout.swapped
+        estimate = _estimate(todo, headers, layout, on_device, destination, encoders)
         if on_estimate is not None:
             on_estimate(estimate)
         if not estimate.fits:
@@ -135,7 +145,18 @@ def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.
         with _locked(destination), ThreadPoolExecutor(_LANES, "decode") as lanes:
             def dump(video: Video) -> tuple[int, int]:
                 folder = path_inside(destination, folders[video.name])
-                return _dump(video, folder, layout, encoders, lambda: over.is_set() or (stop and stop.is_set()))
+
+                def is_over() -> bool | None:
+                    return over.is_set() or (stop and stop.is_set())
+
+                if on_device and video.kind == "file":
+                    from streamfeat.decode.jpeg import JpegFrames
+
+                    with suppress(FallBack):
+                        return _dump(
+                            folder, layout, encoders, is_over, lambda: JpegFrames(video, device, layout.quality)
+                        )
+                return _dump(folder, layout, encoders, is_over, lambda: _Source(video))
 
             running = {video.name: lanes.submit(dump, video) for video in todo}
             try:
@@ -289,8 +310,8 @@ def _locked(destination: Path) -> Iterator[None]:
         lock.release()
 
 
-def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolExecutor,
-          is_over: Callable[[], bool | None]) -> tuple[int, int]:
+def _dump(folder: Path, layout: FrameLayout, encoders: ThreadPoolExecutor, is_over: Callable[[], bool | None],
+          open_source: Callable[[], _Source | JpegFrames]) -> tuple[int, int]:
     """Write a folder; returns its frames and the packets that could not be decoded."""
     if is_over():
         raise _Stopped
@@ -301,7 +322,7 @@ def _dump(video: Video, folder: Path, layout: FrameLayout, encoders: ThreadPoolE
     waiting: deque[Future[None]] = deque()
     frames = 0
     try:
-        with closing(_Source(video)) as source:
+        with closing(open_source()) as source:
             for frames, picture in enumerate(source, 1):
                 if frames > layout.most_frames:
                     raise DecodeError(f"it has more frames than {layout.digits} digits can number, though its header "
@@ -359,14 +380,15 @@ class _Source:
             self._pictures.close()
 
 
-def _write(path: Path, picture: np.ndarray, layout: FrameLayout) -> None:
-    path.write_bytes(jpeg(picture, layout))
+def _write(path: Path, picture: np.ndarray | bytes, layout: FrameLayout) -> None:
+    path.write_bytes(picture if isinstance(picture, bytes) else jpeg(picture, layout))
 
 
-def _estimate(videos: Sequence[Video], headers: Mapping[str, tuple[int, int]], layout: FrameLayout, destination: Path,
-              pool: ThreadPoolExecutor) -> Estimate:
+def _estimate(videos: Sequence[Video], headers: Mapping[str, tuple[int, int]], layout: FrameLayout, all_chroma: bool,
+              destination: Path, pool: ThreadPoolExecutor) -> Estimate:
     step = max(1, len(videos) // _SAMPLED_VIDEOS)
-    samples = [sample for sample in pool.map(lambda video: _sample(video, layout), videos[::step]) if sample]
+    looked_at = videos[::step]
+    samples = [sample for sample in pool.map(lambda video: _sample(video, layout, all_chroma), looked_at) if sample]
     # of a file: what grows with the picture, and the rest of its last block on the disk
     per_pixel = sum(size for size, _ in samples) / max(1, sum(pixels for _, pixels in samples))
     frames = sum(count for count, _ in headers.values())
@@ -387,13 +409,13 @@ def _probe(video: Video) -> tuple[int, int]:
         return 0, 0
 
 
-def _sample(video: Video, layout: FrameLayout) -> tuple[int, int] | None:
+def _sample(video: Video, layout: FrameLayout, all_chroma: bool) -> tuple[int, int] | None:
     """Bytes and pixels of a few frames."""
     try:
         pictures = list(_spread(video))
     except (DecodeError, FFmpegError, OSError, ValueError):  # which pictures of odd formats raise
         return None
-    return (sum(len(jpeg(picture, layout)) for picture in pictures),
+    return (sum(len(jpeg(picture, layout, all_chroma=all_chroma)) for picture in pictures),
             sum(picture.shape[0] * picture.shape[1] for picture in pictures))
 
 

@@ -131,7 +131,8 @@ def extract(
         lanes: videos decoded side by side; None: what suits the machine.
         overwrite: start anew where ``output`` exists.
         strict: a damaged video is a failure.
-        dump_frames: folder for the frames as JPEG files, written first, as :func:`streamfeat.frames.dump_frames`.
+        dump_frames: folder for the frames as JPEG files, written first, as :func:`streamfeat.frames.dump_frames`; on
+            a GPU by the GPU.
         reporter: is told how the run goes.
         stop: set it from another thread to end the run early, with all complete videos stored.
 
@@ -166,7 +167,7 @@ def extract(
     try:
         with store:
             if dump_frames is not None:
-                _dump_frames(inputs, dump_frames, root, reporter, stop)
+                _dump_frames(inputs, dump_frames, root, encoder.device, reporter, stop)
             todo, sizes = _to_do(videos, store, strict)
             summary.skipped = len(videos) - len(todo)
             _announce(reporter, encoder, decoders, summary)
@@ -183,14 +184,17 @@ def extract(
 
 def _dump_frames(
     inputs: list[str | os.PathLike[str]], folder: str | os.PathLike[str], root: str | os.PathLike[str] | None,
-    reporter: Reporter, stop: threading.Event,
+    device: Any, reporter: Reporter, stop: threading.Event,
 ) -> None:
     """Write the frames as JPEG files. Videos that fail at it will fail again below, and are reported there."""
     from streamfeat.files import UnsafeName
     from streamfeat.frames import FramesError, dump_frames
 
     try:
-        dump_frames(inputs, folder, root=root, stop=stop, on_estimate=lambda estimate: reporter.note(str(estimate)))
+        dump_frames(
+            inputs, folder, root=root, stop=stop, device=device if device.type == "cuda" else None,
+            on_estimate=lambda estimate: reporter.note(str(estimate)),
+        )
     except (FramesError, UnsafeName) as error:
         raise ExtractError(str(error)) from error
     except OSError as error:

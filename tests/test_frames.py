@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_the_video(videos, tmp_path, monkeypatch):
     dump_frames([videos / "01_001.avi"], tmp_path / "warm")
     monkeypatch.setattr(frames, "_write", slow)
     monkeypatch.setattr(frames, "_Source", Counting)
-    monkeypatch.setattr(frames, "_sample", lambda video, layout: None)
+    monkeypatch.setattr(frames, "_sample", lambda video, layout, all_chroma: None)
     write_video(tmp_path / "long.mp4", 200)
     dump_frames([tmp_path / "long.mp4"], tmp_path / "out")
     assert 1 < most <= frames._AHEAD + 2 + (os.cpu_count() or 1)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamfeat.decode import preprocess
-from streamfeat.decode.base import FallBack, StreamInfo, frames_per_chunk
+from streamfeat.decode.base import MAX_CHUNK_FRAMES, FallBack, StreamInfo, frames_per_chunk
 from streamfeat.decode.probe import count_packets, probe
 from streamfeat.decode.streams import own_stream
 
@@ -77,7 +77,8 @@ class DaliDecoder:
         self._codecs = GPU_CODECS if device.type == "cuda" else CPU_CODECS
         self._watchdog = watchdog
 
-    def open(self, video: Video, recipe: Recipe, device: torch.device) -> DaliStream:
+    def open(self, video: Video, recipe: Recipe | None, device: torch.device) -> DaliStream:
+        """As ``Decoder.open``; without a recipe the frames come as they are, uint8."""
         found = probe(video.path)
         if found.codec not in self._codecs:
             raise FallBack(f"no {found.codec} on this device")
@@ -96,7 +97,9 @@ class DaliStream:
     when the pipeline hangs: nothing can interrupt that.
     """
 
-    def __init__(self, path: str, recipe: Recipe, device: torch.device, info: StreamInfo, watchdog: float) -> None:
+    def __init__(
+        self, path: str, recipe: Recipe | None, device: torch.device, info: StreamInfo, watchdog: float
+    ) -> None:
         self.info = info
         self._path, self._recipe, self._device, self._watchdog = path, recipe, device, watchdog
         self._closed = threading.Event()
@@ -161,20 +164,24 @@ class DaliStream:
             self._put(error)
 
     def _own(self, frames: Any) -> torch.Tensor:
-        """A sequence ``(1, 3, n, H, W)`` out of DALI's memory, which it will use again, as ``(n, 3, H, W)``."""
+        """A sequence out of DALI's memory, which it will use again, as ``(n, 3, H, W)``."""
         import torch
 
         if self._device.type == "cuda":
             from nvidia.dali.plugin.pytorch import feed_ndarray
 
             tensor = frames.as_tensor()
-            copy = torch.empty(tensor.shape(), dtype=torch.float32, device=self._device)
+            dtype = torch.uint8 if self._recipe is None else torch.float32
+            copy = torch.empty(tensor.shape(), dtype=dtype, device=self._device)
             feed_ndarray(tensor, copy, cuda_stream=torch.cuda.current_stream(self._device))
         else:
             copy = torch.from_numpy(np.array(frames.as_array()))
-        copy = copy[0].transpose(0, 1)
-        if self._recipe.channel_order == "bgr":
-            copy = copy.flip(1)
+        if self._recipe is None:
+            copy = copy[0].permute(0, 3, 1, 2)
+        else:
+            copy = copy[0].transpose(0, 1)
+            if self._recipe.channel_order == "bgr":
+                copy = copy.flip(1)
         if self._device.type == "cuda":
             # before DALI has its memory back, and before another stream reads the copy
             torch.cuda.current_stream(self._device).synchronize()
@@ -190,21 +197,48 @@ class DaliStream:
         return False
 
 
-def _graph(path: str, recipe: Recipe, device: torch.device, info: StreamInfo) -> Callable[[], Any]:
-    """The pipeline for one video of this size, not built yet: its outputs are frames, label, frame numbers."""
+def _graph(path: str, recipe: Recipe | None, device: torch.device, info: StreamInfo) -> Callable[[], Any]:
+    """The pipeline for one video of this size, not built yet: its outputs are frames, label, frame numbers.
+
+    Frames are float32 ``(1, 3, n, H, W)``, without a recipe uint8 ``(1, n, h, w, 3)``.
+    """
+    most = max(1, MAX_SEQUENCE_BYTES // (3 * info.width * info.height))
+    if recipe is None:
+        return _pipeline(path, device, min(MAX_CHUNK_FRAMES, most), lambda frames: frames)
     height, width = preprocess.frame_size(recipe, info.width, info.height)
     upscaled = preprocess.upscaled_size(recipe, info.width, info.height)
     resized = preprocess.resized_size(recipe, *upscaled)
-    most = max(1, MAX_SEQUENCE_BYTES // (3 * info.width * info.height))
     length = min(frames_per_chunk(height, width), most)
     # DALI normalises red, green, blue; the exchange comes after
     order = slice(None) if recipe.channel_order == "rgb" else slice(None, None, -1)
     mean, std = ([255 * value for value in values][order] for values in (recipe.mean, recipe.std))
 
-    def build() -> Any:
-        from nvidia.dali import fn, pipeline_def, types
+    def preprocess_frames(frames: Any) -> Any:
+        from nvidia.dali import fn, types
 
-        on = "gpu" if device.type == "cuda" else "cpu"
+        if upscaled != (info.width, info.height):
+            # on bytes, as the published pipeline does
+            frames = fn.resize(
+                frames, size=upscaled[::-1], antialias=False, interp_type=types.INTERP_LINEAR, dtype=types.UINT8
+            )
+        frames = fn.resize(frames, size=resized, antialias=False, interp_type=types.INTERP_LINEAR, dtype=types.FLOAT)
+        offsets = [
+            round((full - kept) / 2) / (full - kept) if full > kept else 0.0
+            for full, kept in zip(resized, (height, width), strict=True)
+        ]
+        return fn.crop_mirror_normalize(
+            frames, crop=(height, width), crop_pos_y=offsets[0], crop_pos_x=offsets[1], mean=mean, std=std,
+            dtype=types.FLOAT, output_layout="CFHW",
+        )  # fmt: skip
+
+    return _pipeline(path, device, length, preprocess_frames)
+
+
+def _pipeline(path: str, device: torch.device, length: int, process: Callable[[Any], Any]) -> Callable[[], Any]:
+    """The pipeline that reads sequences of ``length`` frames and does ``process`` to them, not built yet."""
+
+    def make() -> Any:
+        from nvidia.dali import fn, pipeline_def
 
         @pipeline_def(
             batch_size=1, num_threads=1, prefetch_queue_depth=2,
@@ -212,30 +246,14 @@ def _graph(path: str, recipe: Recipe, device: torch.device, info: StreamInfo) ->
         )  # fmt: skip
         def graph() -> Any:
             frames, label, numbers = fn.experimental.readers.video(
-                device=on, filenames=[path], labels=[_LABEL], sequence_length=length, enable_frame_num="sequence",
-                pad_mode="constant", name="reader",
+                device="gpu" if device.type == "cuda" else "cpu", filenames=[path], labels=[_LABEL],
+                sequence_length=length, enable_frame_num="sequence", pad_mode="constant", name="reader",
             )  # fmt: skip
-            if upscaled != (info.width, info.height):
-                # on bytes, as the published pipeline does
-                frames = fn.resize(
-                    frames, size=upscaled[::-1], antialias=False, interp_type=types.INTERP_LINEAR, dtype=types.UINT8
-                )
-            frames = fn.resize(
-                frames, size=resized, antialias=False, interp_type=types.INTERP_LINEAR, dtype=types.FLOAT
-            )
-            offsets = [
-                round((full - kept) / 2) / (full - kept) if full > kept else 0.0
-                for full, kept in zip(resized, (height, width), strict=True)
-            ]
-            frames = fn.crop_mirror_normalize(
-                frames, crop=(height, width), crop_pos_y=offsets[0], crop_pos_x=offsets[1], mean=mean, std=std,
-                dtype=types.FLOAT, output_layout="CFHW",
-            )  # fmt: skip
-            return frames, label, numbers
+            return process(frames), label, numbers
 
         return graph()
 
-    return build
+    return make
 
 
 def _host(outputs: Any) -> np.ndarray:
