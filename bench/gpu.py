@@ -622,6 +622,26 @@ def _apart(stage: Stage, name: str) -> tuple[int, int]:
     return row["frames"], row["bytes"]
 
 
+def jpeg(stage: Stage) -> None:
+    """Frames as JPEG files: decoded and coded on the GPU, and by the processor."""
+    from PIL import Image
+
+    from streamfeat.frames import dump_frames
+
+    for side, device in (("GPU", stage.torch_device()), ("processor", None)):
+        with stage.attempt(side=side), tempfile.TemporaryDirectory(dir=stage.folder) as folder:
+            videos = [stage.path("480p", "short", number) for number in range(max(1, min(4, stage.scale.runs[0][0])))]
+            started = time.perf_counter()
+            dumped = dump_frames([str(video) for video in videos], folder, device=device)
+            seconds = time.perf_counter() - started
+            frames = sum(dumped.frames.values())
+            first = min(Path(folder).rglob("*.jpg"))
+            with Image.open(first) as image:
+                # 1: a chroma value for every pixel, so the GPU made it; 2: one for four
+                chroma, table = image.layer[0][1] if hasattr(image, "layer") else None, image.quantization[0][:4]
+            stage.row(side=side, frames=frames, **{"frames/s": frames / seconds}, chroma=chroma, table=str(table))
+
+
 #: names of kernels -> what they do; the first that fits counts
 KERNELS = (
     ("attention", ("flash", "fmha", "sdpa", "attention", "sdp")),
@@ -720,7 +740,7 @@ def stages_of(scale: Scale) -> dict[str, tuple[Callable[[Stage], None], float]]:
     return {
         "media": (media, 75), **encoders, "decode": (decode, 75), "extract": (extract, 70), "fp8": (fp8, 75),
         "precision": (precision, 45), "published": (published, 60), "colour": (colour, 30), "memory": (memory, 75),
-        "stages": (stages, 45),
+        "stages": (stages, 45), "jpeg": (jpeg, 25),
     }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def test_what_is_measured_means_what_it_says(document):
     assert rows(document, "precision")[0]["cosine"] > 0.9999
     assert rows(document, "published")[0]["cosine"] > 0.999
     assert [row["frames"] for row in rows(document, "memory")] == [16, 48]
+    assert [row["frames"] for row in rows(document, "jpeg")] == [32, 32]
     assert {row["stage"] for row in rows(document, "stages")} >= {"wait for clips", "write", "whole run"}
 
 
