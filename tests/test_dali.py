@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import streamfeat
-from streamfeat.decode import choose, dali, nvdec
-from streamfeat.decode.base import FallBack
+from streamfeat.decode import base, choose, dali, nvdec
+from streamfeat.decode.base import FallBack, StreamInfo
 from streamfeat.decode.choose import Decoders
 from streamfeat.decode.dali import DaliDecoder
 from streamfeat.decode.preprocess import Preprocessor
@@ -235,3 +235,15 @@ def test_a_gpu_without_nvdec_has_the_cores_decode(monkeypatch):
     decoders = Decoders("auto", torch.device("cuda", 0), 100)
     assert (decoders.lanes, decoders.device_lanes) == (16, 0)
     assert decoders.label == "PyAV (no DALI: the driver has no libnvcuvid.so.1) in 16 lanes (for 16 cores)"
+
+
+def test_on_a_gpu_a_sequence_is_as_long_as_a_chunk_s_bytes(monkeypatch):
+    lengths = []
+    monkeypatch.setattr(dali, "_pipeline", lambda path, device, length, process: lengths.append(length))
+    for width, height in ((856, 480), (1920, 1080), (7680, 4320)):
+        info = StreamInfo(width, height, 25.0, "h264", "dali-gpu")
+        for device in ("cpu", "cuda"):
+            dali._graph("a.mp4", Recipe(), torch.device(device), info)
+    assert lengths == [16, 55, 16, 21, 1, 1]
+    # float32 frames of 224 x 224, and decoded bytes
+    assert base.MAX_CHUNK_BYTES // (3 * 4 * 224 * 224) == 55 and dali.MAX_SEQUENCE_BYTES // (3 * 1920 * 1080) == 21

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from streamfeat.recipe import Recipe
     from streamfeat.videos import Video
 
-#: Frames in one chunk at most; a chunk also stays below MAX_CHUNK_BYTES unless a single frame is larger.
+#: Frames in one chunk at most, but on a GPU; a chunk also stays below MAX_CHUNK_BYTES unless a single frame is larger.
 MAX_CHUNK_FRAMES = 16
 MAX_CHUNK_BYTES = 32 * 2**20
 
@@ -54,8 +54,8 @@ class FrameStream(Protocol):
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Chunks of frames in presentation order: float32, ``(n, 3, H, W)``, normalised, on the device.
 
-        ``n`` is from 1 to MAX_CHUNK_FRAMES; ``H`` and ``W`` are ``frame_size`` of the recipe's preprocessing
-        and the same in every chunk. Raises DecodeError.
+        ``n`` is from 1 to MAX_CHUNK_FRAMES, or on a GPU what MAX_CHUNK_BYTES hold; ``H`` and ``W`` are
+        ``frame_size`` of the recipe's preprocessing and the same in every chunk. Raises DecodeError.
         """
         ...
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamfeat.decode import preprocess
-from streamfeat.decode.base import MAX_CHUNK_FRAMES, FallBack, StreamInfo, frames_per_chunk
+from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, FallBack, StreamInfo, frames_per_chunk
 from streamfeat.decode.probe import count_packets, probe
 from streamfeat.decode.streams import own_stream
 
@@ -208,7 +208,7 @@ def _graph(path: str, recipe: Recipe | None, device: torch.device, info: StreamI
     height, width = preprocess.frame_size(recipe, info.width, info.height)
     upscaled = preprocess.upscaled_size(recipe, info.width, info.height)
     resized = preprocess.resized_size(recipe, *upscaled)
-    length = min(frames_per_chunk(height, width), most)
+    length = min(_chunk_frames(device, height, width), most)
     # DALI normalises red, green, blue; the exchange comes after
     order = slice(None) if recipe.channel_order == "rgb" else slice(None, None, -1)
     mean, std = ([255 * value for value in values][order] for values in (recipe.mean, recipe.std))
@@ -232,6 +232,13 @@ def _graph(path: str, recipe: Recipe | None, device: torch.device, info: StreamI
         )  # fmt: skip
 
     return _pipeline(path, device, length, preprocess_frames)
+
+
+def _chunk_frames(device: torch.device, height: int, width: int) -> int:
+    """On a GPU as many as a chunk's bytes hold: each sequence costs the processor some calls, whatever its length."""
+    if device.type == "cuda":
+        return max(1, MAX_CHUNK_BYTES // (3 * 4 * height * width))
+    return frames_per_chunk(height, width)
 
 
 def _pipeline(path: str, device: torch.device, length: int, process: Callable[[Any], Any]) -> Callable[[], Any]:
