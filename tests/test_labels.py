@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import re
+import warnings
 import zipfile
 
 import numpy as np
@@ -68,6 +70,8 @@ def test_names_of_python_2_are_text(tmp_path):
     ("gt.pickle", b"not a pickle", "pickle"),
     ("gt.json", b"{", "not JSON"),
     ("gt.json", b"[" * 200_000, "not JSON"),
+    pytest.param("gt.json", b'{"a": [' + b"9" * 5000 + b"]}", "^[^()]*gt.json: .*no label is that large$",
+                 id="a number of 5000 digits"),
     ("gt.json", b'{"a": NaN}', "of type float"),
     ("gt.json", b'{"a": [0, "1"]}', "hold a str"),
     ("gt.npz", b"PK", "not an .npz"),
@@ -84,6 +88,55 @@ def test_broken_files_say_what_is_wrong(tmp_path, form, content, said):
     (tmp_path / form).write_bytes(content)
     with pytest.raises(LabelError, match=said):
         read_labels(tmp_path / form, {"a": 3})
+
+
+def twice_in_json(folder):
+    (folder / "gt.json").write_text('{"a": [0, 0], "b": [0, 1], "a": [1, 1]}')
+    return folder / "gt.json"
+
+
+def twice_in_pickle(folder, ending=b"u."):
+    items = b"".join(b"\x8c\x01" + name + b"](K\x00K" + value + b"e" for name, value in
+                     ((b"a", b"\x00"), (b"b", b"\x01"), (b"a", b"\x01")))
+    (folder / "gt.pickle").write_bytes(b"\x80\x04}(" + items + ending)
+    assert len(pickle.loads(b"\x80\x04}(" + items + ending)) == 2
+    return folder / "gt.pickle"
+
+
+def twice_in_npz(folder, second="a.npy"):
+    with zipfile.ZipFile(folder / "gt.npz", "w") as archive:
+        for member in ("a.npy", "b.npy", second):
+            content = io.BytesIO()
+            np.save(content, np.zeros(2))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the name that is there already
+                archive.writestr(member, content.getvalue())
+    return folder / "gt.npz"
+
+
+def twice_with_and_without_extension(folder):
+    return twice_in_npz(folder, second="a")
+
+
+def twice_among_tracks(folder):
+    for scene in ("Scene1", "Scene2"):
+        (folder / scene).mkdir()
+        (folder / scene / "a_tracks.txt").write_text("1,2,3\n")
+    return folder
+
+
+@pytest.mark.parametrize("write", [twice_in_json, twice_in_pickle, twice_in_npz, twice_with_and_without_extension,
+                                   twice_among_tracks])
+def test_a_name_that_is_there_twice_is_an_error(tmp_path, write):
+    source = write(tmp_path)
+    with pytest.raises(LabelError, match=f"^{re.escape(str(source))}: .*'a' .*twice"):
+        read_labels(source, {"a": 5})
+
+
+@pytest.mark.parametrize("write", [twice_in_json, twice_in_pickle])
+def test_a_video_label_that_is_there_twice_is_an_error(tmp_path, write):
+    with pytest.raises(LabelError, match=r"'a' .*twice"):
+        read_video_labels(write(tmp_path))
 
 
 def test_an_npz_that_unpacks_to_gigabytes(tmp_path):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamfeat.labels.errors import LabelError
+from streamfeat.labels.errors import LabelError, twice
 from streamfeat.labels.names import VideoNames
 from streamfeat.labels.values import MAX_LABELS
 
@@ -72,7 +72,13 @@ def read_annotation(path: Path) -> Annotation:
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob(f"*{_TRACKS}") if file.is_file())
-        return Annotation(UBNORMAL, {file.name.removesuffix(_TRACKS): _read_tracks(file) for file in files})
+        tracks: dict[str, list[tuple[int, int]]] = {}
+        for file in files:
+            name = file.name.removesuffix(_TRACKS)
+            if name in tracks:
+                raise LabelError(f"{path}: {twice(name)}")
+            tracks[name] = _read_tracks(file)
+        return Annotation(UBNORMAL, tracks)
     if path.name.endswith(_TRACKS):
         return Annotation(UBNORMAL, {path.name.removesuffix(_TRACKS): _read_tracks(path)})
     rows = list(_rows(path))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from streamfeat.labels import annotations, unpickle
-from streamfeat.labels.errors import LabelError
+from streamfeat.labels.errors import LabelError, twice
 from streamfeat.labels.flat import split_flat
 from streamfeat.labels.values import MAX_LABELS, frame_labels, video_label
 
@@ -107,7 +107,7 @@ def _names(source: Path, content: Any) -> dict[str, Any]:
         if isinstance(name, bytes):
             name = name.decode("utf-8", "replace")
         if name in named:
-            raise LabelError(f"{source}: {name!r} is in it twice")
+            raise LabelError(f"{source}: {twice(name)}")
         named[name] = value
     return named
 
@@ -150,9 +150,21 @@ def _read_pickle(source: Path) -> Any:
 
 def _read_json(source: Path) -> Any:
     try:
-        return json.loads(_bytes_of(source))
-    except (ValueError, RecursionError) as error:
+        return json.loads(_bytes_of(source), object_pairs_hook=_unique)
+    except LabelError as error:
+        raise LabelError(f"{source}: {error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LabelError(f"{source}: not JSON ({error})") from None
+    except ValueError:  # Python's guard against integers that take long to read
+        raise LabelError(f"{source}: holds a number of thousands of digits: no label is that large") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        seen: set[str] = set()
+        raise LabelError(twice(next(name for name, _ in pairs if name in seen or seen.add(name))))
+    return named
 
 
 def _read_npz(source: Path) -> dict[str, Any]:
@@ -160,8 +172,13 @@ def _read_npz(source: Path) -> dict[str, Any]:
         with zipfile.ZipFile(source) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
                 raise LabelError(f"{source}: larger than {MAX_BYTES >> 20} MiB when unpacked: no label file is")
-            return {member.removesuffix(".npy"): _read_npy(f"{source}, {member}", archive.read(member))
-                    for member in archive.namelist()}
+            content: dict[str, Any] = {}
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name in content:
+                    raise LabelError(f"{source}: {twice(name)}")
+                content[name] = _read_npy(f"{source}, {member.filename}", archive.read(member))
+            return content
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise LabelError(f"{source}: not an .npz ({error})") from None
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from streamfeat.labels.errors import LabelError
+from streamfeat.labels.errors import LabelError, twice
 
 #: bounds the time: all of XD-Violence as Python lists takes about 19 million operations, at half a microsecond
 MAX_OPERATIONS = 40_000_000
@@ -225,6 +225,8 @@ class _Reader:
                 key = key.item()
             if not isinstance(key, str | bytes):
                 raise LabelError(f"the pickle has a dict whose key is of type {type(key).__name__}; keys are names")
+            if key in target:
+                raise LabelError(twice(key))
             target[key] = value
 
     def set_item(self) -> None:
