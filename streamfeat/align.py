@@ -82,6 +82,8 @@ class VideoAlignment:
     clips: int
     frames: int
     match: Match | None
+    #: of the video-level label that was given for it
+    video_match: Match | None
     labels: int | None
     kept: int | None
     #: video-level: 1 anomalous, 0 normal, None unknown
@@ -96,6 +98,8 @@ class VideoAlignment:
             "video_label": self.label, "loses_earlier_labels": self.loses_earlier,
             "matched_by": self.match.variant or "name" if self.match else None,
             "name_in_labels": self.match.name if self.match else None,
+            "video_label_matched_by": self.video_match.variant or "name" if self.video_match else None,
+            "name_in_video_labels": self.video_match.name if self.video_match else None,
             "oddities": [dataclasses.asdict(oddity) for oddity in self.oddities],
         }
 
@@ -116,8 +120,14 @@ class Alignment:
 
     @property
     def variants(self) -> list[Match]:
-        """Matches that are not by the exact name."""
+        """Matches of frame labels that are not by the exact name."""
         return [video.match for video in self.videos if video.match is not None and video.match.variant]
+
+    @property
+    def video_variants(self) -> list[Match]:
+        """Matches of video-level labels that are not by the exact name."""
+        return [video.video_match for video in self.videos
+                if video.video_match is not None and video.video_match.variant]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -175,10 +185,9 @@ def _compare(store: FeatureStore, recipe: Recipe, frames: Mapping[str, int], lab
     names = VideoNames(store)
     matches, without_video = names.match(labels.frame)
     video_matches, without_video_too = names.match(by_video)
-    known = {video: by_video[match.name] for video, match in video_matches.items()}
     return Alignment(
         labels.form,
-        tuple(_compare_video(video, recipe, frames[name], labels, matches.get(name), known.get(name))
+        tuple(_compare_video(video, recipe, frames[name], labels, matches.get(name), by_video, video_matches.get(name))
               for name, video in store.items()),
         tuple(dict.fromkeys([*without_video, *without_video_too])),
         written=False,
@@ -186,13 +195,14 @@ def _compare(store: FeatureStore, recipe: Recipe, frames: Mapping[str, int], lab
 
 
 def _compare_video(video: StoredVideo, recipe: Recipe, frames: int, labels: Labels, match: Match | None,
-                   told: int | None) -> VideoAlignment:
+                   by_video: Mapping[str, int], video_match: Match | None) -> VideoAlignment:
     name, clips = video.name, video.clips
+    told = by_video[video_match.name] if video_match is not None else None
     if match is None:
         label = told if told is not None else labels.video.get(name)
         oddities = [Oddity("no labels" if label is None else "no frame labels")]
         lost = _lost(video, None, label)
-        return VideoAlignment(name, clips, frames, None, None, None, label, (*oddities, *lost), bool(lost))
+        return VideoAlignment(name, clips, frames, None, video_match, None, None, label, (*oddities, *lost), bool(lost))
     values = labels.frame[match.name]
     kept = count_aligned_clips(video.start_frame, frames, len(values), recipe)
     anomalous = int((values > 0).any())
@@ -215,7 +225,8 @@ def _compare_video(video: StoredVideo, recipe: Recipe, frames: int, labels: Labe
     elif kept and anomalous and not label_clips(_binary(values), video.start_frame[:kept], frames, recipe).any():
         oddities.append(Oddity("anomalous in none of its clips"))
     lost = _lost(video, kept, label)
-    return VideoAlignment(name, clips, frames, match, len(values), kept, label, (*oddities, *lost), bool(lost))
+    return VideoAlignment(name, clips, frames, match, video_match, len(values), kept, label, (*oddities, *lost),
+                          bool(lost))
 
 
 def _lengths(values: np.ndarray, frames: int, clips: int, recipe: Recipe) -> Iterator[Oddity]:
@@ -259,7 +270,8 @@ def table(alignment: Alignment) -> list[str]:
     for name, *numbers, remark in rows:
         cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells, remark]).rstrip())
-    lines += [f"matched by {match.variant}: {shown(match.name)} → {shown(match.video)}" for match in alignment.variants]
+    for what, matches in (("", alignment.variants), ("video label ", alignment.video_variants)):
+        lines += [f"{what}matched by {match.variant}: {shown(match.name)} → {shown(match.video)}" for match in matches]
     unused = alignment.without_video
     lines += [f"labels without a video: {shown(name)}" for name in unused[:_SHOWN_NAMES]]
     if len(unused) > _SHOWN_NAMES:

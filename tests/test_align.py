@@ -259,6 +259,23 @@ def test_names_by_variant_are_shown(store, tmp_path):
     assert [line for line in table(alignment) if "matched by" in line]
 
 
+def test_names_of_video_labels_by_variant_are_shown_too(store, tmp_path):
+    source = write_pickle(tmp_path / "gt.pickle", {"01_0014": [0] * 100, "01_001.avi": [0] * 170})
+    videos = write_pickle(tmp_path / "v.pickle", {"ABUSE001_X264.mp4": 1, "01_0014.mp4": 0, "01_001.avi": 0})
+    lines = invoke(store, source, "--video-labels", videos).output.splitlines()
+    assert [line for line in lines if "matched by" in line] == [
+        "matched by extension: 01_001.avi → 01_001",
+        "video label matched by extension: 01_001.avi → 01_001",
+        "video label matched by extension: 01_0014.mp4 → 01_0014",
+        "video label matched by folder prefix and case: ABUSE001_X264.mp4 → Abuse/Abuse001_x264"]
+    found = json.loads(invoke(store, source, "--video-labels", videos, "--json").output)["videos"]
+    told = {video["video"]: [video[key] for key in ("matched_by", "name_in_labels", "video_label_matched_by",
+                                                    "name_in_video_labels")] for video in found}
+    assert told["Abuse/Abuse001_x264"] == [None, None, "folder prefix and case", "ABUSE001_X264.mp4"]
+    assert told["01_0014"] == ["name", "01_0014", "extension", "01_0014.mp4"]
+    assert told["short"] == [None] * 4
+
+
 def test_names_that_no_terminal_should_see(store, tmp_path):
     source = tmp_path / "gt.json"
     source.write_text(json.dumps({"01_0014": [0] * 100, "\ud800": [0], "\x1b[2Jx\n01_001  10  170  170  10": [1]}))
@@ -345,7 +362,8 @@ def test_the_command_as_json(store, tmp_path):
     video = found["videos"][0] if found["videos"][0]["video"] == "01_0014" else found["videos"][1]
     assert video == {"video": "01_0014", "clips": 6, "frames": 100, "labels": 100, "kept": 6, "video_label": 1,
                      "loses_earlier_labels": False, "matched_by": "extension",
-                     "name_in_labels": "01_0014.avi", "oddities": []}
+                     "name_in_labels": "01_0014.avi", "video_label_matched_by": None, "name_in_video_labels": None,
+                     "oddities": []}
 
 
 def test_strict_exits_with_1_and_wrong_labels_with_2(store, tmp_path):
