@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamfeat.recipe import Recipe
-from streamfeat.store import FeatureStore, StoredVideo
+from streamfeat.store import FeatureStore, StoredVideo, StoreError
 
 
 def recipe_of(store: FeatureStore) -> Recipe:
@@ -40,3 +40,12 @@ def video_label(video: StoredVideo) -> int | None:
     """1 for an anomalous video, 0 for a normal one, None where it is not known."""
     labels = video.labels
     return None if labels is None else labels.attrs.get("video")
+
+
+def is_intact(video: StoredVideo) -> bool:
+    """Whether features, start frames, attributes and labels still are what was written, by their checksums."""
+    try:
+        # None: of a store from before these had a checksum
+        return video.is_intact() and False not in (video.attrs_intact(), video.labels_intact())
+    except StoreError:
+        return False

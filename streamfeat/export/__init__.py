@@ -15,8 +15,8 @@ from streamfeat.export.shards import safetensors
 from streamfeat.files import check_name
 from streamfeat.labels.flat import read_list
 from streamfeat.labels.names import VideoNames
-from streamfeat.store import FeatureStore, StoredVideo, StoreError
-from streamfeat.stored import aligned_clips, frames_of, recipe_of
+from streamfeat.store import FeatureStore, StoreError
+from streamfeat.stored import aligned_clips, frames_of, is_intact, recipe_of
 from streamfeat.text import counted
 
 __all__ = ["LAYOUTS", "ExportError", "ExportRefused", "Exported", "export"]
@@ -113,19 +113,11 @@ def _check_intact(job: Job) -> None:
     if job.store.attrs_intact() is False:
         raise ExportRefused(f"{job.store.path}: its recipe or model is damaged (checksum): streamfeat verify says what "
                             "to do")
-    damaged = [name for name in job.videos if not _is_intact(job.store[name])]
+    damaged = [name for name in job.videos if not is_intact(job.store[name])]
     if damaged:
         them = counted(len(damaged), "video is", "videos are")
         raise ExportRefused(f"{job.store.path}: {them} damaged (checksum), {damaged[0]} first: streamfeat verify "
                             "says what to do")
-
-
-def _is_intact(video: StoredVideo) -> bool:
-    try:
-        # None: of a store from before these had a checksum
-        return video.is_intact() and False not in (video.attrs_intact(), video.labels_intact())
-    except StoreError:
-        return False
 
 
 def _listed(job: Job, names: Sequence[str], path: str | os.PathLike[str] | None) -> list[str] | None:
