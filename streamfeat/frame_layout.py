@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from streamfeat.decode.base import DecodeError
 from streamfeat.decode.images import read_image
@@ -23,6 +23,11 @@ from streamfeat.videos import list_frames, printable
 _SUBSAMPLING = "4:2:0"
 #: grey levels, of a mean over the picture; less than that, and its red and blue are too alike to tell
 _DISTINCT = 0.5
+#: a stored picture may differ from the video's, coded anew, by this share of what its JPEG loses, and by grey levels on
+#: top: other versions of FFmpeg and libjpeg round otherwise, GPUs (whose files have all chroma) convert YUV otherwise
+_SHARE_OF_LOSS, _ROUNDED, _CONVERTED = 0.5, 2.0, 8.0
+#: what helps where a folder is not worth keeping
+REMOVE = "delete it, and the same command makes it anew"
 
 
 class FramesError(Exception):
@@ -76,31 +81,88 @@ def jpeg(picture: np.ndarray, layout: FrameLayout, *, all_chroma: bool = False) 
     return buffer.getvalue()
 
 
-def made_otherwise(folder: Path, layout: FrameLayout, picture: np.ndarray | None) -> str | None:
-    """What tells that ``folder`` does not hold a video's frames in ``layout``; None if nothing does.
+def fault(folder: Path, layout: FrameLayout, picture: np.ndarray | None) -> str | None:
+    """Why ``folder`` cannot be kept as a video's frames in ``layout``, and what to do; None if nothing tells.
 
-    ``picture`` is the video's first, uint8 BGR ``(h, w, 3)``; None: the video cannot tell.
+    ``picture`` is the video's first, uint8 BGR ``(h, w, 3)``; None: the video cannot tell. Whether all of its frames
+    are there is not looked at: that takes their number.
     """
     try:
-        names = [path.name for path in list_frames(folder)]
-        if not names:
-            return "it holds no frames"
-        if names[0] != layout.file_name(0):
-            return f"its first frame is {printable(names[0])}, not {layout.file_name(0)}"
-        last = layout.file_name(len(names) - 1)
-        if names[-1] != last:
-            return f"its last frame is {printable(names[-1])}, but with {len(names)} frames it should be {last}"
-        tables = _quantisation(folder / names[0])
-        if not _same(tables, _tables(layout.quality)):
-            found = next((quality for quality in range(100, 0, -1) if _same(tables, _tables(quality))), "unknown")
-            return f"its JPEG quality is {found}, not {layout.quality}"
-        return None if picture is None else _differs(read_image(folder / names[0])[..., ::-1], picture, layout.swapped)
+        if (empty := _empty_file(folder)) is not None:
+            return f"is damaged: {printable(empty)} is empty; {REMOVE}"
+        otherwise = _other_files(folder, layout)
+        if otherwise is None and picture is not None:
+            stored = read_image(folder / layout.file_name(0))[..., ::-1]
+            otherwise = _other_size(stored, picture)
+            if otherwise is None and _is_other_picture(stored, picture, folder / layout.file_name(0), layout):
+                return f"has the frames of another video: its first is another picture; {REMOVE}"
+            otherwise = otherwise or _other_colours(stored, picture, layout.swapped)
     except UnidentifiedImageError:
-        return "its first frame is no JPEG"
+        otherwise = "its first frame is no JPEG"
     except OSError as error:
-        return error.strerror or str(error)
+        otherwise = error.strerror or str(error)
     except DecodeError as error:
-        return str(error)
+        otherwise = str(error)
+    if otherwise is None:
+        return None
+    return (f"was made otherwise: {otherwise}; give the options that it was made with, choose another destination, "
+            "or remove it")
+
+
+def _empty_file(folder: Path) -> str | None:
+    """The name of a frame in whose file nothing is, as a machine that went down leaves them."""
+    return next((path.name for path in list_frames(folder) if not path.stat().st_size), None)
+
+
+def _other_files(folder: Path, layout: FrameLayout) -> str | None:
+    names = [path.name for path in list_frames(folder)]
+    if not names:
+        return "it holds no frames"
+    if names[0] != layout.file_name(0):
+        return f"its first frame is {printable(names[0])}, not {layout.file_name(0)}"
+    last = layout.file_name(len(names) - 1)
+    if names[-1] != last:
+        return f"its last frame is {printable(names[-1])}, but with {len(names)} frames it should be {last}"
+    tables = _quantisation(folder / names[0])
+    if not _same(tables, _tables(layout.quality)):
+        found = next((quality for quality in range(100, 0, -1) if _same(tables, _tables(quality))), "unknown")
+        return f"its JPEG quality is {found}, not {layout.quality}"
+    return None
+
+
+def _other_size(stored: np.ndarray, picture: np.ndarray) -> str | None:
+    if stored.shape == picture.shape:
+        return None
+    return (f"its frames have {stored.shape[1]} x {stored.shape[0]} pixels, "
+            f"those of the video {picture.shape[1]} x {picture.shape[0]}")
+
+
+def _is_other_picture(stored: np.ndarray, picture: np.ndarray, path: Path, layout: FrameLayout) -> bool:
+    """Whether ``stored``, read from ``path``, differs by more than coding does from ``picture``; both uint8 BGR."""
+    with Image.open(path) as image:
+        all_chroma = JpegImagePlugin.get_sampling(image) == 0
+    # with red and blue the wrong way round it still is the video's
+    for wanted in (picture, picture[..., ::-1]):
+        coded = jpeg(wanted, dataclasses.replace(layout, swapped=False), all_chroma=all_chroma)
+        with Image.open(io.BytesIO(coded)) as image:
+            expected = np.asarray(image)[..., ::-1]
+        allowed = _SHARE_OF_LOSS * _difference(expected, wanted) + (_CONVERTED if all_chroma else _ROUNDED)
+        if _difference(stored, expected) <= allowed:
+            return False
+    return True
+
+
+def _other_colours(stored: np.ndarray, picture: np.ndarray, swapped: bool) -> str | None:
+    """Both uint8 BGR."""
+    straight, exchanged = (_difference(stored, other) for other in (picture, picture[..., ::-1]))
+    if abs(straight - exchanged) < _DISTINCT or (exchanged < straight) == swapped:
+        return None
+    return f"red and blue are {'not ' if swapped else ''}exchanged in its frames"
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference in grey levels."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
 
 
 def _quantisation(path: Path) -> Mapping[int, list[int]]:
@@ -119,15 +181,3 @@ def _tables(quality: int) -> Mapping[int, list[int]]:
 def _same(found: Mapping[int, list[int]], tables: Mapping[int, list[int]]) -> bool:
     # grey pictures have the first alone
     return all(table == tables.get(index) for index, table in found.items())
-
-
-def _differs(stored: np.ndarray, picture: np.ndarray, swapped: bool) -> str | None:
-    """Both uint8 BGR."""
-    if stored.shape != picture.shape:
-        return (f"its frames have {stored.shape[1]} x {stored.shape[0]} pixels, "
-                f"those of the video {picture.shape[1]} x {picture.shape[0]}")
-    straight, exchanged = (float(np.abs(stored.astype(np.int16) - other).mean())
-                           for other in (picture, picture[..., ::-1]))
-    if abs(straight - exchanged) < _DISTINCT or (exchanged < straight) == swapped:
-        return None
-    return f"red and blue are {'not ' if swapped else ''}exchanged in its frames"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import shutil
 import threading
@@ -24,9 +25,10 @@ from av.error import FFmpegError
 
 from streamfeat.decode.base import DecodeError, FallBack
 from streamfeat.decode.images import read_image
+from streamfeat.decode.probe import count_packets
 from streamfeat.decode.pyav import Pictures, open_container, read_header, video_stream
 from streamfeat.files import check_name, path_inside
-from streamfeat.frame_layout import FED_WSVAD, PLAIN, FrameLayout, FramesError, jpeg, made_otherwise
+from streamfeat.frame_layout import FED_WSVAD, PLAIN, REMOVE, FrameLayout, FramesError, fault, jpeg
 from streamfeat.store import StoreError, StoreLocked
 from streamfeat.store.lock import WriterLock
 from streamfeat.text import counted
@@ -106,17 +108,17 @@ def dump_frames(inputs: Sequence[str | os.PathLike[str]], destination: str | os.
     """Write the frames of all videos in ``inputs`` below ``destination``, one folder a video.
 
     Frames are those that ``extract`` sees with PyAV. A folder appears when it is complete; one that is there is
-    kept, so that the same call goes on where an earlier one ended. ``on_estimate`` is told what it will take
-    before anything is written, ``on_video`` of each folder made and its frames. Setting ``stop`` from another
-    thread ends it early, with whole folders only.
+    kept if it has as many frames as its video, so that the same call goes on where an earlier one ended.
+    ``on_estimate`` is told what it will take before anything is written, ``on_video`` of each folder made and its
+    frames. Setting ``stop`` from another thread ends it early, with whole folders only.
 
     With ``device``, videos that DALI can decode there are decoded and coded there, other than in the published
     script's layout, whose files are the same byte for byte everywhere. Such frames are DALI's, and keep all chroma.
 
     Raises InputError and FramesError before anything is written: nothing found, a destination that cannot be
-    written or lies in an input, folders in it that were made in another layout, videos with more frames than the
-    digits can number, a disk that cannot hold it, or another dump at work. Raises UnsafeName for names that lead
-    out of the destination, OSError when the disk fails it later.
+    written or lies in an input, folders in it that are not complete, were made in another layout or of another
+    video, videos with more frames than the digits can number, a disk that cannot hold it, or another dump at work.
+    Raises UnsafeName for names that lead out of the destination, OSError when the disk fails it later.
     """
     inputs = [os.fspath(given) for given in inputs]
     videos = find_videos(inputs, root)
@@ -253,14 +255,17 @@ def _check_kept(kept: Mapping[Path, Video], layout: FrameLayout, pool: ThreadPoo
     """Raise FramesError when one of the folders that are there does not hold its video's frames in ``layout``."""
 
     def check(folder: Path) -> str | None:
-        return made_otherwise(folder, layout, _first_picture(kept[folder]))
+        return fault(folder, layout, _first_picture(kept[folder]))
 
     wrong = [(folder, reason) for folder, reason in zip(kept, pool.map(check, kept), strict=True) if reason]
     if wrong:
         folder, reason = wrong[0]
         others = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-        raise FramesError(f"{display(folder)}{others} was made otherwise: {reason}; give the options that it was made "
-                          "with, choose another destination, or remove it")
+        raise FramesError(f"{display(folder)}{others} {reason}")
+    for folder, complaint in zip(kept, pool.map(lambda folder: _other_count(folder, kept[folder]), kept), strict=True):
+        # damaged packets and edit lists make fewer frames than either number says: only decoding tells those
+        if complaint is not None and not _has_frames(kept[folder], len(list_frames(folder))):
+            raise FramesError(f"{display(folder)} is not complete: {complaint}; {REMOVE}")
 
 
 def _first_picture(video: Video) -> np.ndarray | None:
@@ -269,6 +274,41 @@ def _first_picture(video: Video) -> np.ndarray | None:
             return next(iter(source), None)
     except (DecodeError, OSError):
         return None
+
+
+def _other_count(folder: Path, video: Video) -> str | None:
+    """How the frames in ``folder`` are not as many as the video should have; None where a number for it is theirs.
+
+    Nothing is decoded, so there are two: that of the header, which may lie, and that of the packets.
+    """
+    found, numbers = len(list_frames(folder)), set()
+    try:
+        for count in _likely_counts(video):
+            if count == found:
+                return None
+            numbers.add(count)
+    except (DecodeError, OSError):
+        return None
+    known = " or ".join(str(number) for number in sorted(numbers) if number > 0) or "another number"
+    return f"it holds {counted(found, 'frame')}, its video {known}"
+
+
+def _likely_counts(video: Video) -> Iterator[int]:
+    """Cheapest first. Raises DecodeError and OSError."""
+    if video.kind == "frames":
+        yield len(list_frames(video.path))
+    else:
+        yield read_header(video.path)[0]
+        yield count_packets(video.path)
+
+
+def _has_frames(video: Video, number: int) -> bool:
+    """Whether ``number`` frames are decoded from the video; so many where it cannot be read."""
+    try:
+        with closing(_Source(video)) as source:
+            return sum(1 for _ in itertools.islice(source, number + 1)) == number
+    except (DecodeError, OSError):
+        return True
 
 
 def _check_digits(headers: Mapping[str, tuple[int, int]], layout: FrameLayout) -> None:

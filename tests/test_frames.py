@@ -393,3 +393,62 @@ def test_names_of_any_length_and_script(videos, tmp_path):
     assert run(source, tmp_path / "out").exit_code == 0
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
     assert run(source, tmp_path / "out").exit_code == 0
+
+
+def test_folders_that_are_not_complete_are_refused(videos, tmp_path):
+    """As a copy that broke off and a machine that went down leave them."""
+    one, folder = videos / "01_001.avi", tmp_path / "out" / "01_001"
+    for spoil, said in ((lambda: [path.unlink() for path in sorted(folder.iterdir())[30:]],
+                         "is not complete: it holds 30 frames, its video 40; delete it"),
+                        (lambda: shutil.copy(folder / "img_00001.jpg", folder / "img_00040.jpg"),
+                         "is not complete: it holds 41 frames, its video 40; delete it"),
+                        (lambda: (folder / "img_00017.jpg").write_bytes(b""), "img_00017.jpg is empty; delete it")):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        dump_frames([one], tmp_path / "out")
+        spoil()
+        left = sorted(folder.iterdir())
+        result = run(videos, tmp_path / "out")
+        assert result.exit_code == 2 and said in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+        assert sorted(folder.iterdir()) == left and not (tmp_path / "out" / "scene").exists()
+        with pytest.raises(streamfeat.pipeline.ExtractError, match="delete it"):
+            streamfeat.extract([videos], tmp_path / "out.h5", model="vit_tiny", weights="random", device="cpu",
+                               dump_frames=tmp_path / "out")
+    shutil.rmtree(folder)
+    assert run(videos, tmp_path / "out").exit_code == 0
+    assert run(tmp_path / "out", tmp_path / "again").exit_code == 0
+    (tmp_path / "again" / "01_001" / "img_00039.jpg").unlink()
+    assert "it holds 39 frames, its video 40" in run(tmp_path / "out", tmp_path / "again").stderr
+
+
+def test_a_complete_folder_is_told_without_decoding_its_video(videos, tmp_path, monkeypatch):
+    dump_frames([videos], tmp_path / "out")
+    monkeypatch.setattr(frames, "_has_frames", lambda video, number: pytest.fail("decoded"))
+    assert len(dump_frames([videos], tmp_path / "out").kept) == 2
+    monkeypatch.setattr(frames, "read_header", lambda path: (44, 96, 64))  # as the headers of some AVI lie
+    assert len(dump_frames([videos], tmp_path / "out").kept) == 2
+
+
+def test_the_folder_of_a_damaged_video_is_complete_with_the_frames_that_it_has(tmp_path):
+    """Its header and its packets promise more."""
+    video = break_packet(write_video(tmp_path / "v.mp4", 24, gop=1), 10)
+    broken = dump_frames([video], tmp_path / "out")
+    assert broken.damaged and broken.frames["v"] < 24
+    assert dump_frames([video], tmp_path / "out").kept == ["v"]
+    sorted((tmp_path / "out" / "v").iterdir())[-1].unlink()
+    with pytest.raises(FramesError, match="is not complete"):
+        dump_frames([video], tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [[], ["--quality", "30"], ["--layout", "fed-wsvad"]])
+def test_the_frames_of_a_video_that_was_replaced_are_not_kept(tmp_path, options):
+    """By another of its size and length, filmed by the same camera."""
+    street = np.random.default_rng(1).integers(0, 255, (12, 16, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    passer = street.copy()
+    passer[30:80, 40:75] = 255 - passer[30:80, 40:75]
+    video = write_video(tmp_path / "v.mp4", [street] * 20)
+    assert run(*options, video, tmp_path / "out").exit_code == 0
+    assert run(*options, video, tmp_path / "out").exit_code == 0
+    write_video(video, [passer] * 20)
+    result = run(*options, video, tmp_path / "out")
+    assert result.exit_code == 2 and "has the frames of another video: its first is another picture" in result.stderr
+    assert "delete it" in result.stderr and len(result.stderr.splitlines()) == 1

@@ -11,7 +11,7 @@ from streamfeat.decode import dali
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.jpeg import JpegFrames
 from streamfeat.decode.pyav import Pictures
-from streamfeat.frame_layout import FED_WSVAD, PLAIN, jpeg, made_otherwise
+from streamfeat.frame_layout import FED_WSVAD, PLAIN, fault, jpeg
 from streamfeat.frames import dump_frames
 from streamfeat.videos import Video
 
@@ -86,7 +86,8 @@ def test_what_the_device_lacks_falls_back(tmp_path, monkeypatch, what):
             list(source)
         source.close()
     dump_frames([folder], tmp_path / "out", device=CPU)
-    assert made_otherwise(tmp_path / "out" / "a", PLAIN, None) is None
+    first = next(iter(Pictures(folder / "a.webm", threads=1)))
+    assert fault(tmp_path / "out" / "a", PLAIN, first) is None
 
 
 def test_the_estimate_knows_that_all_chroma_takes_more():

@@ -38,8 +38,9 @@ def command(inputs: tuple[str, ...], destination: str, layout: str | None, first
             quality: int | None, root: str | None, quiet: bool, as_json: bool, debug: bool) -> None:
     """Write the frames of all videos of INPUT... as DEST/<video>/img_00000.jpg and on.
 
-    A folder appears when it is complete, and one that is there is kept: the same command again does the rest. With
-    other options it is refused, as DEST would hold frames of both kinds.
+    A folder appears when it is complete, and one that is there is kept: the same command again does the rest. It is
+    refused if it was made with other options, has another number of frames than its video, or begins with another
+    picture.
     Nothing is written when the disk cannot hold it. Features do not need this: streamfeat extract reads videos.
 
     \b
