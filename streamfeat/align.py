@@ -74,6 +74,9 @@ class Oddity:
     loses_data: bool = False
 
 
+_NO_CLIPS = Oddity("no clips: the video is shorter than one", loses_data=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoAlignment:
     """How one video and its labels fit. ``labels`` and ``kept`` are None when there are no frame labels."""
@@ -201,6 +204,8 @@ def _compare_video(video: StoredVideo, recipe: Recipe, frames: int, labels: Labe
     if match is None:
         label = told if told is not None else labels.video.get(name)
         oddities = [Oddity("no labels" if label is None else "no frame labels")]
+        if clips == 0 and label is not None:
+            oddities.append(_NO_CLIPS)
         lost = _lost(video, None, label)
         return VideoAlignment(name, clips, frames, None, video_match, None, None, label, (*oddities, *lost), bool(lost))
     values = labels.frame[match.name]
@@ -209,7 +214,7 @@ def _compare_video(video: StoredVideo, recipe: Recipe, frames: int, labels: Labe
     label = anomalous if told is None else told
     oddities = [*_lengths(values, frames, clips, recipe)]
     if clips == 0:
-        oddities.append(Oddity("no clips: the video is shorter than one"))
+        oddities.append(_NO_CLIPS)
     elif kept == 0:
         oddities.append(Oddity("empty after alignment", loses_data=True))
     elif kept < clips:

@@ -165,7 +165,7 @@ def test_every_oddity_is_said(tmp_path):
     assert said["clips"] == (["as many labels as 16 x clips, not as frames: usual for normal training videos"], False)
     assert said["empty"] == (["15 fewer labels than frames", "empty after alignment"], True)
     assert said["soft"] == (["labels other than 0 and 1 (0.5, 2): above 0 counts as 1"], True)
-    assert said["short"] == (["no clips: the video is shorter than one"], False)
+    assert said["short"] == (["no clips: the video is shorter than one"], True)
     assert said["normal"] == (["labelled normal as a video, but not in every frame"], False)
     assert alignment.without_video == ("stranger",) and alignment.loses_data
     lines = table(alignment)
@@ -233,7 +233,19 @@ def test_labels_that_were_there_and_would_be_gone_are_lost(store, tmp_path):
     align(store, second, video_labels=write_pickle(tmp_path / "w.pickle", {"01_001": 0}))
     again = align(store, second, strict=True)
     assert remarks(again, "01_001") == ["no labels", "loses the labels that it had"], "also those of a whole video"
-    assert not align(store, first, strict=True, video_labels=whole).loses_data
+    third = write_pickle(tmp_path / "third.pickle", {"01_0014": [1] * 100, "01_001": [0] * 170})
+    assert not align(store, third, strict=True, video_labels=whole).loses_data
+
+
+@pytest.mark.parametrize(("labels", "videos"), [({"short": [0] * 10}, {}), ({"01_0014": [0] * 100}, {"short": [1.0]})])
+def test_labels_of_a_video_without_a_clip_are_lost(store, tmp_path, labels, videos):
+    before = store.read_bytes()
+    source, told = write_pickle(tmp_path / "gt.pickle", labels), write_pickle(tmp_path / "v.pickle", videos)
+    assert "no clips: the video is shorter than one" in remarks(align(store, source, video_labels=told, strict=True),
+                                                                "short")
+    assert store.read_bytes() == before
+    result = invoke(store, source, "--video-labels", told, "--strict")
+    assert result.exit_code == 1 and "nothing was written" in result.output
 
 
 def test_frame_labels_that_become_labels_of_whole_videos_are_lost(store, tmp_path):
