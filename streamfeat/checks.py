@@ -59,10 +59,13 @@ class VideoChecks:
 
     def _check_attrs(self) -> Iterator[str]:
         intact = self._video.attrs_intact()
-        if intact is None:
+        if intact is None and self._store_has_checksums():
+            yield "its attributes have no checksum, though the store has one for all: extract it again"
+        elif intact is None:
             self.unchecked.append(ATTRIBUTES_UNCHECKED)
         elif not intact:
-            yield "its attributes (source, frames, fps, ...) are not what was written (checksum): extract it again"
+            yield ("its name or attributes (source, frames, fps, ...) are not what was written (checksum): extract it "
+                   "again")
 
     def _check_labels(self) -> Iterator[str]:
         labels, kept = self._video.labels, self._video.aligned_clips
@@ -71,7 +74,9 @@ class VideoChecks:
                 yield f"{kept} clips are aligned, but there are no labels"
             return
         intact = self._video.labels_intact()
-        if intact is None:
+        if intact is None and self._store_has_checksums():
+            yield "its labels have no checksum, though the store has one for all: align it again"
+        elif intact is None:
             self.unchecked.append(LABELS_UNCHECKED)
         elif not intact:
             yield "its labels are not what was written (checksum): align it again"
@@ -79,6 +84,10 @@ class VideoChecks:
         yield from problems
         if not problems and kept is not None:
             yield from self._check_clip_labels(labels, kept)
+
+    def _store_has_checksums(self) -> bool:
+        """Whether it is of a version that gives every video, and labels too, a checksum of its own."""
+        return self._store.attrs_intact() is not None
 
     def _check_clip_labels(self, labels: Labels, kept: int) -> Iterator[str]:
         starts, frames = self._video.start_frame, self._video.frames

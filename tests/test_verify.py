@@ -46,6 +46,12 @@ def move(file, source, destination):
     del file[source]
 
 
+def exchange(file, one, other):
+    file.move(one, "kept")
+    file.move(other, one)
+    file.move("kept", other)
+
+
 DAMAGE = {
     "a changed value": (lambda f: f["videos/a/features"].write_direct(np.ones((6, 3, 8), "f4")), "a", "checksum"),
     "a value that is not finite": (
@@ -78,6 +84,15 @@ DAMAGE = {
         lambda f: set_attr(f["videos/a/labels"], "clip_label", "most"), "a", "'most', which is no rule"),
     "no number of aligned clips": (
         lambda f: f["videos/a"].attrs.__delitem__("aligned_clips"), "a", "no number of aligned clips"),
+    "a video renamed": (lambda f: f.move("videos/deep/b", "videos/deep/c"), "deep/c", "name or attributes .*checksum"),
+    "two videos exchanged": (lambda f: exchange(f, "videos/a/below", "videos/short"), "short", "name or attributes"),
+    "labels exchanged": (lambda f: exchange(f, "videos/a/labels", "videos/deep/b/labels"), "a", "labels are not what"),
+    "a video under a second name": (
+        lambda f: f["videos/deep"].__setitem__("again", f["videos/a"]), "deep/again", "name or attributes|is a link"),
+    "a video without the checksum of its attributes": (
+        lambda f: f["videos/short"].attrs.__delitem__("attrs_checksum"), "short", "attributes have no checksum"),
+    "labels without their checksum": (
+        lambda f: f["videos/a/labels"].attrs.__delitem__("checksum"), "a", "labels have no checksum"),
     "an object beside the videos": (lambda f: f.create_group("mine"), "mine", "belongs to no store"),
     "data in a video": (lambda f: f.create_dataset("videos/a/extra", data=[1]), "a/extra", "belongs to no video"),
     "data in a folder": (lambda f: f.create_dataset("videos/deep/x", data=[1]), "deep/x", "belongs to no video"),

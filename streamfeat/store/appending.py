@@ -167,7 +167,7 @@ class StoreWriter:
                 labels.create_dataset(key, data=np.ascontiguousarray(values, dtype=dtype))
             _set_attrs(labels, attrs)
             labels.attrs[schema.CHECKSUM] = schema.labels_checksum(
-                labels["frame"][()], labels["clip"][()], labels.attrs, aligned_clips
+                name, labels["frame"][()], labels["clip"][()], labels.attrs, aligned_clips
             )
             self._clear_labels(video)
             video[schema.LABELS] = labels
@@ -296,7 +296,7 @@ class StoreWriter:
             for axis, label in enumerate(("clip", *self.header.dims)):
                 group[schema.FEATURES].dims[axis].label = label
             _set_attrs(group, attrs)
-            group.attrs[schema.ATTRS_CHECKSUM] = schema.attrs_checksum(group.attrs)
+            group.attrs[schema.ATTRS_CHECKSUM] = schema.attrs_checksum(name, group.attrs)
             videos = self._h5[schema.VIDEOS]
             if name in videos:
                 old = videos[name]

@@ -10,10 +10,11 @@
     /failures/<name>          attrs: stage, error, when
 
 Checksums are ``sha256:<hex>``. That of a video is over the bytes of ``features`` (C order, little endian, as
-stored), then those of ``start_frame``. ``attrs_checksum`` is over the other attributes of its object, as JSON with
-sorted keys, but for those that change later: ``commits`` and ``aligned_clips``. That of the labels is over their
-attributes, ``aligned_clips`` among them, as such JSON, then the dtype and shape (as ``|u1 [64]``) and the bytes of
-``frame``, then those of ``clip``. Older stores have the first of these checksums alone.
+stored), then those of ``start_frame``. ``attrs_checksum`` is over ``[name, attributes]`` as JSON with sorted keys: the
+name of the video, empty for the root, and the other attributes of its object but for those that change later,
+``commits`` and ``aligned_clips``. That of the labels is over such JSON of the video's name and their attributes,
+``aligned_clips`` among them, then the dtype and shape (as ``|u1 [64]``) and the bytes of ``frame``, then those of
+``clip``. Older stores have the first of these checksums alone: no object in them has another.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Header:
         root.attrs["dtype"] = self.dtype
         root.attrs["created"] = created
         root.attrs["software"] = software
-        root.attrs[ATTRS_CHECKSUM] = attrs_checksum(root.attrs)
+        root.attrs[ATTRS_CHECKSUM] = attrs_checksum("", root.attrs)
 
     @classmethod
     def read(cls, root: h5py.Group, path: str) -> Header:
@@ -300,20 +301,21 @@ def checksum(digest: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def attrs_checksum(attrs: Mapping[str, Any]) -> str:
-    """The value of ``attrs_checksum`` for an object with these attributes."""
+def attrs_checksum(name: str, attrs: Mapping[str, Any]) -> str:
+    """The value of ``attrs_checksum`` for the video ``name``, or the root (empty), with these attributes."""
     later = (ATTRS_CHECKSUM, COMMITS, ALIGNED_CLIPS)
-    return checksum(_digest({key: value for key, value in plain_attrs(attrs).items() if key not in later}))
+    return checksum(_digest(name, {key: value for key, value in plain_attrs(attrs).items() if key not in later}))
 
 
-def labels_checksum(frame: np.ndarray, clip: np.ndarray, attrs: Mapping[str, Any], aligned_clips: int | None) -> str:
-    """The value of the labels' ``checksum``; ``attrs`` without it."""
-    digest = _digest(plain_attrs(attrs) | {ALIGNED_CLIPS: plain(aligned_clips)})
+def labels_checksum(name: str, frame: np.ndarray, clip: np.ndarray, attrs: Mapping[str, Any],
+                    aligned_clips: int | None) -> str:
+    """The value of the ``checksum`` of the labels of the video ``name``; ``attrs`` without it."""
+    digest = _digest(name, plain_attrs(attrs) | {ALIGNED_CLIPS: plain(aligned_clips)})
     for values in (frame, clip):
         digest.update(f"{values.dtype.newbyteorder('<').str} {list(values.shape)}".encode())
         digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
     return checksum(digest)
 
 
-def _digest(attrs: Mapping[str, Any]) -> Any:
-    return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode())
+def _digest(name: str, attrs: Mapping[str, Any]) -> Any:
+    return hashlib.sha256(json.dumps([name, attrs], sort_keys=True).encode())

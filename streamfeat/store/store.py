@@ -139,7 +139,7 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     def attrs_intact(self) -> bool | None:
         """Whether recipe, model and the like still are what was written; None where no checksum tells."""
-        return self._read(_attrs_hold)
+        return self._read(functools.partial(_attrs_hold, name=""))
 
     def close(self) -> None:
         self._h5.close()
@@ -227,12 +227,12 @@ class StoredVideo:
         return self._read(_checksum_holds)
 
     def attrs_intact(self) -> bool | None:
-        """Whether the attributes still are what was written; None where no checksum tells."""
-        return self._read(_attrs_hold)
+        """Whether attributes and name still are what was written; None where no checksum tells."""
+        return self._read(functools.partial(_attrs_hold, name=self.name))
 
     def labels_intact(self) -> bool | None:
-        """Whether labels and aligned clips still are what was written; None where no checksum tells."""
-        return self._read(_labels_hold)
+        """Whether labels and aligned clips still are what was written for this video; None where no checksum tells."""
+        return self._read(functools.partial(_labels_hold, name=self.name))
 
 
 def _read_labels(video: h5py.Group) -> Labels | None:
@@ -244,20 +244,20 @@ def _read_labels(video: h5py.Group) -> Labels | None:
     return Labels(group["frame"][()], group["clip"][()], attrs)
 
 
-def _labels_hold(video: h5py.Group) -> bool | None:
+def _labels_hold(video: h5py.Group, name: str) -> bool | None:
     labels = _read_labels(video)
     if labels is None or schema.CHECKSUM not in video[schema.LABELS].attrs:
         return None
     written = schema.plain(video[schema.LABELS].attrs[schema.CHECKSUM])
     return written == schema.labels_checksum(
-        labels.frame, labels.clip, labels.attrs, video.attrs.get(schema.ALIGNED_CLIPS)
+        name, labels.frame, labels.clip, labels.attrs, video.attrs.get(schema.ALIGNED_CLIPS)
     )
 
 
-def _attrs_hold(group: h5py.Group) -> bool | None:
+def _attrs_hold(group: h5py.Group, name: str) -> bool | None:
     if schema.ATTRS_CHECKSUM not in group.attrs:
         return None
-    return schema.plain(group.attrs[schema.ATTRS_CHECKSUM]) == schema.attrs_checksum(group.attrs)
+    return schema.plain(group.attrs[schema.ATTRS_CHECKSUM]) == schema.attrs_checksum(name, group.attrs)
 
 
 def _checksum_holds(video: h5py.Group) -> bool:
