@@ -21,7 +21,7 @@ from streamfeat.decode.lanes import Decoded, Ended, Failed, Lanes, Started
 from streamfeat.model import Encoder, ModelError, load_encoder
 from streamfeat.progress import Counters, Quiet, Reporter
 from streamfeat.recipe import Recipe, RecipeError
-from streamfeat.store import Header, StoreError, StoreWriter, WriterThread, check_names
+from streamfeat.store import FeatureStore, Header, StoredVideo, StoreError, StoreWriter, WriterThread, check_names
 from streamfeat.videos import InputError, Video, find_videos
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Summary:
     damaged: dict[str, int] = dataclasses.field(default_factory=dict)
     #: videos with fewer frames than a clip: stored, without a feature
     too_short: list[str] = dataclasses.field(default_factory=list)
+    #: videos extracted anew, whose labels were made for the features before
+    labels_gone: list[str] = dataclasses.field(default_factory=list)
     #: video -> why its first decoder gave up
     fallbacks: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -87,6 +89,7 @@ class Summary:
             )
         lines += [f"  damaged: {name}: {count} bad packets" for name, count in self.damaged.items()]
         lines += [f"  too short for a clip: {name}" for name in self.too_short]
+        lines += [f"  labels gone: {name}: run streamfeat align again" for name in self.labels_gone]
         lines += [f"  failed: {name}: {reason}" for name, reason in self.failures.items()]
         return "\n".join(lines)
 
@@ -172,7 +175,8 @@ def extract(
             summary.skipped = len(videos) - len(todo)
             _announce(reporter, encoder, decoders, summary)
             if todo:
-                _Run(store, encoder, decoders, recipe, todo, sizes, strict, reporter, stop, summary).run()
+                labelled = _labelled(todo, store)
+                _Run(store, encoder, decoders, recipe, todo, sizes, labelled, strict, reporter, stop, summary).run()
     except StoreError as error:
         raise RunError(f"{error}; the same command goes on where this one ended") from error
     except MemoryError as error:
@@ -229,6 +233,22 @@ def _to_do(videos: list[Video], store: StoreWriter, strict: bool) -> tuple[list[
     return todo, sizes
 
 
+def _labelled(todo: list[Video], store: StoreWriter) -> set[str]:
+    """Of the videos to extract anew, those that have labels, which new features will not have."""
+    anew = [video.name for video in todo if video.name in store.videos]
+    if not anew:
+        return set()
+    with FeatureStore(store.path) as before:
+        return {name for name in anew if _has_labels(before[name])}
+
+
+def _has_labels(video: StoredVideo) -> bool:
+    try:
+        return video.labels is not None
+    except StoreError:  # damaged ones go too
+        return True
+
+
 def _announce(reporter: Reporter, encoder: Encoder, decoders: Decoders, summary: Summary) -> None:
     if encoder.identity["source"] == "random":
         reporter.note("WARNING: the weights are random: these features mean nothing")
@@ -280,9 +300,11 @@ class _Run:
 
     def __init__(
         self, store: StoreWriter, encoder: Encoder, decoders: Decoders, recipe: Recipe, todo: list[Video],
-        sizes: dict[str, int], strict: bool, reporter: Reporter, stop: threading.Event, summary: Summary,
+        sizes: dict[str, int], labelled: set[str], strict: bool, reporter: Reporter, stop: threading.Event,
+        summary: Summary,
     ) -> None:
         self._store, self._encoder, self._recipe, self._strict = store, encoder, recipe, strict
+        self._labelled = labelled
         self._reporter, self._stop, self._summary, self._sizes = reporter, stop, summary, sizes
         self._counters = Counters(videos_total=len(todo), bytes_total=sum(sizes.values()))
         self._jobs: dict[str, _Job] = {}
@@ -412,6 +434,9 @@ class _Run:
             self._reporter.note(
                 f"{video.path}: damaged: {info.damaged_packets} bad packets, {info.frames} frames kept"
             )
+        if name in self._labelled:
+            self._summary.labels_gone.append(name)
+            self._reporter.note(f"{video.path}: extracted anew: its labels are gone; run streamfeat align again")
         if not job.clips:
             self._summary.too_short.append(name)
             self._reporter.note(

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import streamfeat
 from streamfeat import pipeline, progress
+from streamfeat.align import align
 from streamfeat.cli import main
 from streamfeat.model import Encoder, ModelError, load_encoder
 from streamfeat.pipeline import ExtractError, RunError
@@ -135,6 +136,29 @@ def test_the_same_command_again_does_only_what_is_missing(videos, tmp_path):
     assert (summary.skipped, summary.done) == (1, 2)
     with streamfeat.open(out) as store:
         assert store["a"].frames == 12 and len(store["a"].features) == 3
+
+
+def test_a_changed_video_loses_its_labels_and_says_so(videos, tmp_path):
+    out, truth = tmp_path / "out.h5", tmp_path / "gt.json"
+    streamfeat.extract(videos, out, **SMALL_PYTHON)
+    truth.write_text(json.dumps({"a": [0] * 18}))
+    align(out, truth)
+    write_video(videos / "a.mp4", 12)
+    write_video(videos / "deep" / "b.avi", 8, codec="mpeg4")  # has no labels to lose
+    result = run(videos, out)
+    said = [line.strip() for line in result.stderr.splitlines() if "labels" in line]
+    assert said == [f"{videos / 'a.mp4'}: extracted anew: its labels are gone; run streamfeat align again",
+                    "labels gone: a: run streamfeat align again"]
+    with streamfeat.open(out) as store:
+        assert store["a"].labels is None
+    truth.write_text(json.dumps({"a": [0] * 12}))
+    align(out, truth)
+    summary = streamfeat.extract(videos, out, **SMALL_PYTHON)
+    assert summary.skipped == 2 and summary.labels_gone == []
+    with h5py.File(out, "r+") as file:
+        del file["videos/a/labels/clip"]
+    write_video(videos / "a.mp4", 16)
+    assert streamfeat.extract(videos, out, **SMALL_PYTHON).labels_gone == ["a"], "damaged labels stop nobody"
 
 
 def test_what_failed_is_tried_again_and_forgotten_once_it_works(videos, tmp_path):
