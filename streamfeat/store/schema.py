@@ -228,12 +228,14 @@ def _walk(read: Read, top: str, describe: Callable[[h5py.h5g.GroupID, bool], _T 
     """The groups below ``top`` that ``describe(group, is_video)`` knows, by their paths there.
 
     In portions, because a store of thousands of videos may be written faster than it can be read at once; and
-    low level, because h5py's comfort costs seconds then.
+    low level, because h5py's comfort costs seconds then. A link to a folder that was listed already, which may be
+    one that it lies in, is not followed.
     """
     folders = [""]
+    listed: dict[int, str] = {}
     while folders:
         folder = folders.pop()
-        names = read(functools.partial(_list_folder, path=f"{top}/{folder}"))
+        names = read(functools.partial(_list_folder, path=f"{top}/{folder}", listed=listed))
         for start in range(0, len(names), _PORTION):
             look = functools.partial(
                 _describe, path=f"{top}/{folder}", names=names[start : start + _PORTION], describe=describe
@@ -245,11 +247,23 @@ def _walk(read: Read, top: str, describe: Callable[[h5py.h5g.GroupID, bool], _T 
                     folders.append(f"{folder}{name}/")
 
 
-def _list_folder(root: h5py.Group, path: str) -> list[str]:
+def _list_folder(root: h5py.Group, path: str, listed: dict[int, str]) -> list[str]:
+    """What the folder holds; nothing if it is one of those ``listed``, by their addresses, to which it is added."""
     if path not in root:
         return []
     group = root[path].id
+    where = object_address(group)
+    earlier = listed.setdefault(where[1], path)
+    # asked anew: a writer at work may meanwhile have put another folder in the place of the one listed
+    if earlier != path and earlier in root and object_address(root[earlier].id) == where:
+        return []
     return _inner_names(group, is_video_group(group))
+
+
+def object_address(opened: h5py.h5g.GroupID) -> tuple[int, int]:
+    """The file that an open object is in and its place there: links to one object have it in common."""
+    found = h5py.h5o.get_info(opened)
+    return found.fileno, found.addr
 
 
 def _inner_names(group: h5py.h5g.GroupID, is_video: bool) -> list[str]:

@@ -74,7 +74,7 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
             except StoreError:
                 if self._file.is_current():
                     raise
-            except (OSError, RuntimeError, KeyError) as error:
+            except (OSError, RuntimeError, KeyError, MemoryError) as error:
                 if self._file.is_current():
                     raise StoreError(
                         f"{self.path}: is damaged ({_words(error)}); 'streamfeat verify' may tell where"
@@ -241,7 +241,14 @@ def _read_labels(video: h5py.Group) -> Labels | None:
     group = video[schema.LABELS]
     attrs = schema.plain_attrs(group.attrs)
     attrs.pop(schema.CHECKSUM, None)
-    return Labels(group["frame"][()], group["clip"][()], attrs)
+    return Labels(_written(group["frame"]), _written(group["clip"]), attrs)
+
+
+def _written(dataset: h5py.Dataset) -> np.ndarray:
+    """All of it. Raises OSError where nothing was written: such a dataset can claim any size, at no cost in the file."""
+    if dataset.size and not dataset.id.get_storage_size():
+        raise OSError(f"{dataset.name} is said to hold {dataset.size} values, and none of them was written")
+    return dataset[()]
 
 
 def _labels_hold(video: h5py.Group, name: str) -> bool | None:

@@ -1,6 +1,7 @@
 """Every object in a store, those too that no reader would look for: what ``verify`` goes through.
 
-Nothing here trusts the file: a link is not followed, and an object that cannot be opened is named.
+Nothing here trusts the file: a link is not followed, neither is a second name of an object, which may be one that it
+lies in, and an object that cannot be opened is named.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ def survey(root: h5py.Group) -> Survey:
     videos: list[str] = []
     failures: list[str] = []
     strays: list[tuple[str, str]] = []
+    seen = {schema.object_address(root.id)}
     for key in root:
         if key not in (schema.VIDEOS, schema.FAILURES):
             strays.append((key, "belongs to no store"))
     for top, found in ((schema.VIDEOS, videos), (schema.FAILURES, failures)):
-        group = _open(root, top, top, strays) if top in root else None
+        group = _open(root, top, top, strays, seen) if top in root else None
         if isinstance(group, h5py.Group):
-            _walk(group, top, found, strays)
+            _walk(group, top, found, strays, seen)
         else:
             strays.append((top, "is missing, or is no group"))
     return Survey(tuple(sorted(videos, key=schema.natural_key)), tuple(sorted(failures, key=schema.natural_key)),
                   tuple(dict.fromkeys(strays)))
 
 
-def _walk(top: h5py.Group, kind: str, found: list[str], strays: list[tuple[str, str]]) -> None:
+def _walk(top: h5py.Group, kind: str, found: list[str], strays: list[tuple[str, str]],
+          seen: set[tuple[int, int]]) -> None:
     """Sort the members below ``top`` into names of videos (or failures) and what is neither one nor holds one."""
     folders = [(top, "")]
     while folders:
@@ -54,7 +57,7 @@ def _walk(top: h5py.Group, kind: str, found: list[str], strays: list[tuple[str, 
         for key in keys:
             if own is not None and key in own:
                 continue
-            member = _open(group, key, f"{prefix}{key}", strays)
+            member = _open(group, key, f"{prefix}{key}", strays, seen)
             if isinstance(member, h5py.Group):
                 folders.append((member, f"{prefix}{key}"))
             elif member is not None:
@@ -79,11 +82,16 @@ def _keys(group: h5py.Group, name: str, strays: list[tuple[str, str]]) -> list[s
         return []
 
 
-def _open(group: h5py.Group, key: str, name: str, strays: list[tuple[str, str]]) -> h5py.HLObject | None:
-    """The member, or None where it is a link or cannot be opened, which is noted."""
+def _open(group: h5py.Group, key: str, name: str, strays: list[tuple[str, str]],
+          seen: set[tuple[int, int]]) -> h5py.HLObject | None:
+    """The member, or None where it is a link, was seen under another name, or cannot be opened, which is noted."""
     try:
         if isinstance(group.get(key, getlink=True), h5py.HardLink):
-            return group[key]
+            member = group[key]
+            where = schema.object_address(member.id)
+            if where not in seen:
+                seen.add(where)
+                return member
         strays.append((name, "is a link to something else"))
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         strays.append((name, f"cannot be opened ({error})"))
