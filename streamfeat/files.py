@@ -35,8 +35,10 @@ def check_name(name: str) -> list[str]:
     """
     parts = name.split("/")
     for part in parts:
-        if part in ("", ".", "..") or "\\" in part or _CONTROL.search(part):
+        if part in ("", ".", "..") or "\\" in part:
             reason = "leads somewhere else"
+        elif _CONTROL.search(part):
+            reason = "holds a control character"
         elif re.match("[A-Za-z]:", part) or (os.name == "nt" and ":" in part):
             reason = "names a drive"
         elif _RESERVED.fullmatch(part):

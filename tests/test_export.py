@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def run(*arguments):
 
 def test_fed_wsvad_is_read_by_the_published_rules(store, lists, tmp_path):
     exported = export(store, tmp_path / "VAD", layout="fed-wsvad", **lists)
-    assert exported.empty == ("short",) and exported.clips == 6 + 5 + 2 + 4
+    assert exported.empty == () and exported.clips == 6 + 5 + 2 + 4
     root = tmp_path / "VAD" / "shanghaitech"
     assert sorted(tree(root)) == sorted(
         [f"features_video/i3d/combine/{name}/feature.npy" for name in TRAIN + TEST]
@@ -111,6 +112,77 @@ def test_fed_wsvad_without_labels_or_lists(tmp_path):
     folder = "UBnormal/features_video/i3d/combine"
     assert sorted(tree(tmp_path / "VAD")) == [f"{folder}/{name}/feature.npy" for name in "ab"]
     assert any("GT was not written" in note for note in exported.notes)
+
+
+def test_fed_wsvad_without_lists_says_which_videos_have_no_label(tmp_path):
+    store = write_store(tmp_path / "out.h5", {"a": 64, "b": 32, "c": 32})
+    (tmp_path / "gt.json").write_text(json.dumps({"a": [0, 1] * 32}))
+    align(store, tmp_path / "gt.json")
+    exported = export(store, tmp_path / "VAD", layout="fed-wsvad")
+    assert [note for note in exported.notes if "without a label" in note] == [
+        "GT/video_label.pickle: 2 videos without a label left out, b first (streamfeat align --video-labels)"]
+
+
+LAYOUT_NAMES = ["npy", "fed-wsvad", "rtfm", "xd", "safetensors"]
+
+
+def exported_videos(folder):
+    """Of any layout: the videos that have features there."""
+    if (folder / "index.json").exists():
+        return sorted(name.rpartition("/")[2] for name in json.loads((folder / "index.json").read_text())["videos"])
+    files = [path for path in folder.rglob("*.npy") if path.name != "gt.npy"]
+    return sorted(path.parent.name if path.stem == "feature" else re.sub("_i3d$|__0$", "", path.stem)
+                  for path in files)
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_lists_choose_what_is_exported(tmp_path, layout):
+    store = labelled_store(tmp_path / "out.h5", videos={**VIDEOS, "other/03_001": 32, "other/03_002": 32})
+    (tmp_path / "train.txt").write_text("01_001\n01_0014\nshort\n")
+    (tmp_path / "test.txt").write_text("01_0015\n")
+    exported = export(store, tmp_path / "out", layout=layout, stats=["mean"], train_list=tmp_path / "train.txt",
+                      test_list=tmp_path / "test.txt")
+    assert exported_videos(tmp_path / "out") == ["01_001", "01_0014", "01_0015"]
+    assert (exported.videos, exported.clips, exported.empty) == (3, 6 + 5 + 2, ("short",))
+    assert "3 videos of the store are in no list and not exported, other/03_001 first" in exported.notes
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_one_list_alone(store, lists, tmp_path, layout):
+    """What these layouts then test on is the rest that has frame labels, as test.list says."""
+    options = {"layout": layout, "stats": ["mean"]}
+    exported = export(store, tmp_path / "test", **options, test_list=lists["test_list"])
+    assert exported_videos(tmp_path / "test") == TEST and not exported.empty
+    assert "3 videos of the store are in no list and not exported, short first" in exported.notes
+    export(store, tmp_path / "train", **options, train_list=lists["train_list"])
+    assert exported_videos(tmp_path / "train") == (TRAIN + TEST if layout in ("rtfm", "xd") else TRAIN)
+
+
+def test_without_lists_everything_is_exported(store, tmp_path):
+    exported = export(store, tmp_path / "out", layout="npy")
+    assert exported.videos == 4 and not any("in no list" in note for note in exported.notes)
+
+
+def test_names_that_are_not_exported_stop_nothing(tmp_path):
+    store = labelled_store(tmp_path / "out.h5", videos={**VIDEOS, "x/03_001": 32, "y/03_001": 32, "z/b\nc": 32})
+    (tmp_path / "train.txt").write_text("training/01_001\n")
+    (tmp_path / "two.txt").write_text("x/03_001\ny/03_001\n")
+    for layout in ("npy", "fed-wsvad", "safetensors"):
+        assert export(store, tmp_path / layout, layout=layout, train_list=tmp_path / "train.txt").videos == 1
+        with pytest.raises(UnsafeName, match=r"holds a control character"):
+            export(store, tmp_path / "all", layout=layout)
+    with pytest.raises(ExportError, match=r"x/03_001 and y/03_001 would both be 03_001"):
+        export(store, tmp_path / "all", layout="fed-wsvad", train_list=tmp_path / "two.txt")
+    assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_a_damaged_video_that_is_not_exported_stops_nothing(store, tmp_path, layout):
+    with h5py.File(store, "r+") as file:
+        file["videos/testing/01_0014/features"][0] += 1
+    (tmp_path / "test.txt").write_text("01_0015\n")
+    exported = export(store, tmp_path / "out", layout=layout, stats=["mean"], test_list=tmp_path / "test.txt")
+    assert exported.videos == 1
 
 
 def test_fed_wsvad_has_no_folders_within_a_data_set(tmp_path):
@@ -588,16 +660,17 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
 
 def test_the_command(store, lists, tmp_path):
     arguments = ["export", str(store), str(tmp_path / "VAD"), "--layout", "fed-wsvad", "--train-list",
-                 str(lists["train_list"])]
+                 str(lists["train_list"]), "--test-list", str(lists["test_list"])]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "4 videos, 17 clips of (3, 8): 7 files written\n" in result.output
-    assert "left out: short: no clip to train on" in result.output
+    assert "4 videos, 17 clips of (3, 8): 8 files written\n" in result.output
+    assert "1 video of the store is in no list and not exported, short first" in result.output
     result = CliRunner().invoke(main, arguments)
-    assert "0 files written, 7 were there already\n" in result.output
+    assert "0 files written, 8 were there already\n" in result.output
     result = CliRunner().invoke(main, [*arguments, "--flatten"])
     assert result.exit_code == 1 and "4 files there are not what this export would write" in result.output
     result = CliRunner().invoke(main, [*arguments, "--stats", "median"])
     assert result.exit_code == 2 and "no statistic median" in result.output
     result = CliRunner().invoke(main, [*arguments, "--json", "--overwrite"])
-    assert json.loads(result.output)["written"] == 7
+    assert json.loads(result.output)["written"] == 8
+    assert "left out: short: no clip to train on" in run(store, tmp_path / "npy", "--layout", "npy").output

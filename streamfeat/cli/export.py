@@ -27,8 +27,8 @@ def command(store: str, destination: str, layout: str, dataset: str, stats: str 
             train_list: str | None, test_list: str | None, overwrite: bool, as_json: bool, debug: bool) -> None:
     """Write the aligned clips of STORE.h5 below DEST, as a detector reads them.
 
-    An interrupted export goes on with the same command. An older one that differs is refused, and so is a store
-    with damaged features.
+    With lists, only the videos that are in one are exported. An interrupted export goes on with the same command.
+    An older one that differs is refused, and so are damaged features.
 
     \b
     fed-wsvad    the tree of Fed_WSVAD and AR-Net: feature.npy a video, splits, GT

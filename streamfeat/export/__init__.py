@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamfeat.export.destination import Destination
@@ -17,11 +17,13 @@ from streamfeat.labels.flat import read_list
 from streamfeat.labels.names import VideoNames
 from streamfeat.store import FeatureStore, StoreError
 from streamfeat.stored import aligned_clips, frames_of, is_intact, recipe_of
-from streamfeat.text import counted
+from streamfeat.text import counted, shown
 
 __all__ = ["LAYOUTS", "ExportError", "ExportRefused", "Exported", "export"]
 
 LAYOUTS = {"fed-wsvad": fed_wsvad, "npy": npy, "rtfm": rtfm, "xd": xd, "safetensors": safetensors}
+#: layouts that make a test list of what is not for training, where none is given
+_TEST_ON_THE_REST = ("rtfm", "xd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,8 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
         stats: statistics to take, out of those stored; None: all.
         flatten: statistics and channels in one dimension.
         train_list: videos for training, one name a line, under any spelling that ``align`` knows.
-        test_list: videos for evaluation.
+        test_list: videos for evaluation. With a list, videos that are in none are not exported; ``rtfm`` and ``xd``
+            make a missing test list of the others with frame labels.
         overwrite: replace files that exist; without it they must be what would be written, as after an
             interrupted export.
 
@@ -81,20 +84,23 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
         raise ExportError("the destination is empty: give a folder")
     with FeatureStore(store) as reader:
         names = list(reader)
-        for name in names:
-            check_name(name)
         videos = [name for name in names if aligned_clips(reader[name]) > 0]
         if not videos:
             raise ExportError(f"{store}: no video has a clip to export")
         job = Job(reader, recipe_of(reader), frames_of(reader), Selection(reader, stats, flatten),
                   Destination(destination, overwrite), videos, None, None, dataset)
-        job.train = _listed(job, names, train_list)
-        job.test = _listed(job, names, test_list)
+        listed = {path: _listed(job, names, path) for path in (train_list, test_list) if path is not None}
+        job.train, job.test = (_with_clips(job, listed, path) for path in (train_list, test_list))
         if both := [name for name in job.train or () if name in set(job.test or ())]:
             them = counted(len(both), "video is", "videos are")
             raise ExportError(f"{them} in {train_list} and in {test_list}, {both[0]} first: what a detector is "
                               "trained on says nothing as a test; take them out of one")
         try:
+            if listed:
+                tested = job.rest() if test_list is None and layout in _TEST_ON_THE_REST else []
+                names = _without_others(job, names, set().union(*listed.values(), tested))
+            for name in job.videos:
+                check_name(name)
             LAYOUTS[layout](job)
         except StoreError:
             _check_intact(job)  # names the video
@@ -102,9 +108,9 @@ def export(store: str | os.PathLike[str], destination: str | os.PathLike[str], *
         _check_intact(job)
         job.destination.write()
         return Exported(
-            str(destination), layout, len(videos), sum(map(job.clips, videos)), job.selection.row_shape,
+            str(destination), layout, len(job.videos), sum(map(job.clips, job.videos)), job.selection.row_shape,
             job.destination.written, job.destination.kept,
-            tuple(name for name in names if name not in set(videos)), job.destination.stale(), tuple(job.notes),
+            tuple(name for name in names if name not in set(job.videos)), job.destination.stale(), tuple(job.notes),
         )
 
 
@@ -120,14 +126,12 @@ def _check_intact(job: Job) -> None:
                             "says what to do")
 
 
-def _listed(job: Job, names: Sequence[str], path: str | os.PathLike[str] | None) -> list[str] | None:
-    """The videos of a list that are exported, each once, in its order.
+def _listed(job: Job, names: Sequence[str], path: str | os.PathLike[str]) -> list[str]:
+    """The videos of a list, each once, in its order.
 
     Raises ExportError for names that are not in the store.
     """
-    if path is None:
-        return None
-    known, exported = VideoNames(names), set(job.videos)
+    known = VideoNames(names)
     matches = {line: known.find(line) for line in read_list(path)}
     missing = [line for line, match in matches.items() if match is None]
     if missing:
@@ -137,7 +141,25 @@ def _listed(job: Job, names: Sequence[str], path: str | os.PathLike[str] | None)
     variants = [match for match in matches.values() if match is not None and match.variant]
     if variants:
         job.notes.append(f"{path}: {counted(len(variants), 'name')} matched by a variant, {variants[0]} first")
-    listed = list(dict.fromkeys(match.video for match in matches.values() if match and match.video in exported))
-    if not listed:
+    return list(dict.fromkeys(match.video for match in matches.values() if match is not None))
+
+
+def _with_clips(job: Job, listed: Mapping[Any, list[str]], path: str | os.PathLike[str] | None) -> list[str] | None:
+    """Those of a list that can be exported; None: it was not given."""
+    if path is None:
+        return None
+    exported = set(job.videos)
+    found = [name for name in listed[path] if name in exported]
+    if not found:
         raise ExportError(f"{path}: none of its videos has a clip to export")
-    return listed
+    return found
+
+
+def _without_others(job: Job, names: Sequence[str], chosen: set[str]) -> list[str]:
+    """Leave what is in no list out of the job, and say so; returns those of ``names`` that are in one."""
+    others = [name for name in names if name not in chosen]
+    if others:
+        job.notes.append(f"{counted(len(others), 'video of the store is', 'videos of the store are')} in no list and "
+                         f"not exported, {shown(others[0])} first")
+    job.videos = [name for name in job.videos if name in chosen]
+    return [name for name in names if name in chosen]

@@ -79,11 +79,15 @@ class Job:
         if not labelled:
             raise ExportError("none of the training videos has a label: align the store with labels that have them "
                               "(streamfeat align --video-labels), or give no --train-list")
-        if len(labelled) < len(names):
-            first = next(name for name in names if self.label(name) is None)
-            self.notes.append(f"{file}: {counted(len(names) - len(labelled), 'video')} without a label left out, "
-                              f"{first} first (streamfeat align --video-labels)")
+        self.note_unlabelled(names, file)
         return labelled
+
+    def note_unlabelled(self, names: Sequence[str], file: str) -> None:
+        """Say which of ``names`` are missing from ``file`` for want of a label."""
+        unlabelled = [name for name in names if self.label(name) is None]
+        if unlabelled:
+            self.notes.append(f"{file}: {counted(len(unlabelled), 'video')} without a label left out, "
+                              f"{unlabelled[0]} first (streamfeat align --video-labels)")
 
     def anomalous_first(self, names: Sequence[str]) -> list[str]:
         """Anomalous videos, then the others: the loaders cut their list after a number of lines."""
@@ -143,12 +147,16 @@ class Job:
         """The test list; without one, all videos with frame labels that are not for training."""
         if self.test is not None:
             return list(self.test)
-        train = set(self.train or ())
-        rest = [name for name in self.videos if name not in train and self.clip_frame_labels(name) is not None]
+        rest = self.rest()
         if rest:
             self.notes.append(f"no --test-list: test.list has the {counted(len(rest), 'video')} with frame labels "
-                              f"{'that are not for training' if train else 'in the store'}")
+                              f"{'that are not for training' if self.train else 'in the store'}")
         return rest
+
+    def rest(self) -> list[str]:
+        """The videos with frame labels that are not for training."""
+        train = set(self.train or ())
+        return [name for name in self.videos if name not in train and self.clip_frame_labels(name) is not None]
 
 
 def npy(job: Job) -> None:
@@ -175,6 +183,8 @@ def fed_wsvad(job: Job) -> None:
         frames = {names[video]: values for video in job.videos if (values := _evaluated(job, video)) is not None}
         job.destination.add(f"{job.dataset}/{truth.format('frame')}", lambda: frame_label_chunks(frames))
         job.note_repeats()
+        if job.train is None and job.test is None:
+            job.note_unlabelled(job.videos, truth.format("video"))
     else:
         job.notes.append("no labels of these videos: GT was not written; the detectors need it (streamfeat align)")
     if job.train is not None:
