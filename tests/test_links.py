@@ -55,7 +55,7 @@ def test_links_that_multiply(store):
     """Thirty folders, each of which holds the next one twice: a thousand million names."""
     with h5py.File(store, "r+") as file:
         folder = file.create_group("videos/0")
-        for depth in range(1, 30):
+        for _ in range(1, 30):
             below = folder.create_group("x")
             folder["y"] = below
             folder = below

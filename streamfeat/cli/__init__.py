@@ -22,6 +22,9 @@ COMMANDS = {
     "recipes": "The presets that decide the numbers.",
 }
 
+#: exit code after Ctrl-C: 128 + SIGINT, as shells have it
+INTERRUPTED = 130
+
 
 class LazyGroup(click.Group):
     """Imports a command's module only when that command runs, so that --help answers at once."""
@@ -33,6 +36,13 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         return import_module(f"streamfeat.cli.{name}").command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which click makes exit code 1, which has another meaning for some commands
+            click.echo("\nstreamfeat: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

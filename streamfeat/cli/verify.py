@@ -30,7 +30,7 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     streamfeat verify out.h5
     streamfeat verify out.h5 --against videos/ --sample 10
 
-    Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage.
+    Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage, 130 interrupted.
     """
     from streamfeat.store import StoreError
     from streamfeat.verify import SAME_COSINE, VerifyError, verify

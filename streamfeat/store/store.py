@@ -245,7 +245,7 @@ def _read_labels(video: h5py.Group) -> Labels | None:
 
 
 def _written(dataset: h5py.Dataset) -> np.ndarray:
-    """All of it. Raises OSError where nothing was written: such a dataset can claim any size, at no cost in the file."""
+    """All of it. Raises OSError where nothing was written: such a dataset can claim any size and takes no space."""
     if dataset.size and not dataset.id.get_storage_size():
         raise OSError(f"{dataset.name} is said to hold {dataset.size} values, and none of them was written")
     return dataset[()]
