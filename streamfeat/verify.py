@@ -7,9 +7,9 @@ import os
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,14 @@ from streamfeat.store import FeatureStore, StoredVideo, StoreError
 from streamfeat.stored import recipe_of
 from streamfeat.text import counted
 
+if TYPE_CHECKING:
+    from streamfeat.videos import Video
+
 #: smallest cosine between a stored and a new feature that count as equal: half precision on one side gives
-#: 0.9995 and more, other colours 0.39 (Fed_WSVAD's exchanged channels) to 0.99
+#: 0.9995 and more. With published weights exchanged colours give as little as 0.39; random ones may not tell them.
 SAME_COSINE = 0.999
+#: what makes names those of the store
+SAME_NAMES = "give the folder that was given to extract"
 
 
 class VerifyError(Exception):
@@ -34,9 +39,9 @@ class Compared:
 
     video: str
     clips: int
-    #: between stored and new features, over all clips and statistics
-    smallest_cosine: float
-    largest_difference: float
+    #: between stored and new features, over all clips and statistics; None without clips
+    smallest_cosine: float | None
+    largest_difference: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +53,14 @@ class Verification:
     #: (video or object, what is wrong with it)
     problems: tuple[tuple[str, str], ...]
     compared: tuple[Compared, ...] = ()
+    #: (video of the store that is not among the inputs, one of them that may be it under another name)
+    left_out: tuple[tuple[str, str | None], ...] = ()
     #: what the store does not have that it would take, and of how many videos
     unchecked: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "problems": [list(problem) for problem in self.problems],
-                "same_cosine": SAME_COSINE}
+                "left_out": dict(self.left_out), "same_cosine": SAME_COSINE}
 
 
 def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[str]] = (), *, sample: int = 3,
@@ -67,7 +74,8 @@ def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[st
     before there were all of these checksums are checked in everything else; ``unchecked`` says what is left out.
 
     Args:
-        against: inputs as ``extract`` takes them; those of their videos that are in the store are drawn from.
+        against: inputs as ``extract`` takes them; those of their videos that are in the store are drawn from, and
+            ``left_out`` has those of the store that are not among them.
         weights: where the model is now, if not where the store has it from. They must be the same weights.
         device: as in ``extract``.
         seed: of the sample; None: another one every time.
@@ -94,32 +102,44 @@ def verify(store: str | os.PathLike[str], against: Sequence[str | os.PathLike[st
             problems += [(name, problem) for problem in checks.problems()]
             clips += checks.clips
             unchecked.update(checks.unchecked)
-        compared: list[Compared] = []
+        compared, left_out = [], []
         if against:
-            compared, wrong = _compare(reader, recipe, against, sample, weights, device, random.Random(seed))
+            videos, left_out = _find(reader, survey.videos, against)
+            compared, wrong = _compare(reader, recipe, videos, sample, weights, device, random.Random(seed))
             problems += wrong
         return Verification(
-            len(survey.videos), clips, tuple(problems), tuple(compared),
+            len(survey.videos), clips, tuple(problems), tuple(compared), tuple(left_out),
             (*(["the store: its recipe and model have no checksum"] if header_intact is None else []),
              *(f"{counted(videos, 'video')}: {what}" for what, videos in unchecked.items())),
         )
 
 
-def _compare(store: FeatureStore, recipe: Recipe, against: Sequence[str | os.PathLike[str]], sample: int,
-             weights: str | None, device: str, chance: random.Random) -> tuple[list[Compared], list[tuple[str, str]]]:
+def _find(store: FeatureStore, names: Sequence[str], against: Sequence[str | os.PathLike[str]]
+          ) -> tuple[dict[str, Video], list[tuple[str, str | None]]]:
+    """The videos of ``against`` that are in the store, and those of the store that are not among them."""
+    from streamfeat.videos import InputError, find_videos
+
+    try:
+        given = {video.name: video for video in find_videos(against)}
+    except InputError as error:
+        raise VerifyError(str(error)) from error
+    strangers = {name.rpartition("/")[2]: name for name in given if name not in store}
+    left_out = [(name, strangers.get(name.rpartition("/")[2])) for name in names if name not in given]
+    videos = {name: video for name, video in given.items() if name in store}
+    if not videos:
+        renamed = next((f" ({other} may be {name} there: {SAME_NAMES})" for name, other in left_out if other), "")
+        raise VerifyError(f"none of the videos in {', '.join(map(str, against))} is in {store.path}{renamed}")
+    return videos, left_out
+
+
+def _compare(store: FeatureStore, recipe: Recipe, videos: Mapping[str, Video], sample: int, weights: str | None,
+             device: str, chance: random.Random) -> tuple[list[Compared], list[tuple[str, str]]]:
     # torch comes with the pipeline, and only this needs it
     from streamfeat.pipeline import ExtractError, RunError, extract
-    from streamfeat.videos import InputError, find_videos
 
     model = store.model
     if not {"size", "source", "sha256"} <= model.keys():
         raise VerifyError(f"{store.path}: does not say which model it was made with: nothing can be compared")
-    try:
-        videos = {video.name: video for video in find_videos(against) if video.name in store}
-    except InputError as error:
-        raise VerifyError(str(error)) from error
-    if not videos:
-        raise VerifyError(f"none of the videos in {', '.join(map(str, against))} is in {store.path}")
     drawn = [videos[name] for name in chance.sample(sorted(videos), min(sample, len(videos)))]
     compared, problems = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +166,7 @@ def _compare(store: FeatureStore, recipe: Recipe, against: Sequence[str | os.Pat
                 result = _difference(store[video.name], new[video.name])
                 if isinstance(result, Compared):
                     compared.append(result)
-                    if result.smallest_cosine < SAME_COSINE:
+                    if result.smallest_cosine is not None and result.smallest_cosine < SAME_COSINE:
                         problems.append((video.name, f"extracted anew its features differ: cosine "
                                                      f"{result.smallest_cosine:.4f}"))
                 else:
@@ -158,6 +178,8 @@ def _difference(stored: StoredVideo, new: StoredVideo) -> Compared | str:
     before, now = stored.feature_dataset, new.feature_dataset
     if before.shape != now.shape:
         return f"extracted anew it has {len(now)} clips, not {len(before)}: has the video changed?"
+    if not len(before):
+        return Compared(stored.name, 0, None, None)
     cosine, difference = 1.0, 0.0
     for ours, theirs in zip(blocks(stored), blocks(new), strict=True):
         a, b = (block.astype(np.float64) for block in (ours, theirs))

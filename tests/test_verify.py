@@ -278,6 +278,40 @@ def test_the_command_says_what_it_compared_and_what_counts_as_equal(extracted):
         r"\S+\n.*: 2 videos, 6 clips: nothing wrong\n$", result.output), result.output
 
 
+def test_videos_that_are_left_out_are_named(extracted, tmp_path):
+    """As when some videos are elsewhere now, or another folder is given, in which names are others."""
+    found = verify(extracted / "out.h5", [extracted / "videos" / "a.mp4"], device="cpu")
+    assert found.left_out == (("deep/a", None),) and [video.video for video in found.compared] == ["a"]
+    (tmp_path / "videos" / "b").mkdir(parents=True)
+    for path in ("a.mp4", "b/a.avi"):
+        shutil.copy(extracted / "videos" / ("a.mp4" if path == "a.mp4" else "deep/a.avi"), tmp_path / "videos" / path)
+    result = CliRunner().invoke(main, ["verify", str(extracted / "out.h5"), "--against", str(tmp_path / "videos"),
+                                       "--device", "cpu"])
+    assert result.exit_code == 0 and ("not compared: 1 video that may be among the inputs by another name, give the "
+                                      "folder that was given to extract: deep/a (there: b/a)\n") in result.output
+    (tmp_path / "videos" / "b" / "a.avi").unlink()
+    arguments = ["verify", str(extracted / "out.h5"), "--against", str(tmp_path / "videos"), "--device", "cpu"]
+    assert "not compared: 1 video not among the inputs: deep/a\n" in CliRunner().invoke(main, arguments).output
+    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
+    assert found["left_out"] == {"deep/a": None}
+    with pytest.raises(VerifyError, match=r"\(b/a may be (deep/)?a there: give the folder that was given to extract"):
+        shutil.move(tmp_path / "videos" / "a.mp4", tmp_path / "videos" / "b" / "a.mp4")
+        verify(extracted / "out.h5", [tmp_path / "videos"], device="cpu")
+
+
+def test_a_video_without_clips_has_nothing_to_compare(tmp_path):
+    write_video(tmp_path / "a.mp4", 3)
+    recipe = Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None)
+    streamfeat.extract([tmp_path / "a.mp4"], tmp_path / "out.h5", recipe=recipe, model="vit_tiny", weights="random",
+                       device="cpu")
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "out.h5"), "--against", str(tmp_path / "a.mp4"),
+                                       "--device", "cpu"])
+    assert result.exit_code == 0 and "cosine" not in result.output, result.output
+    assert "a: extracted anew, no clips to compare\n" in result.output
+    assert "extracted anew: no clips, so no feature was compared\n" in result.output
+    assert verify(tmp_path / "out.h5", [tmp_path / "a.mp4"], device="cpu").compared[0].smallest_cosine is None
+
+
 def test_folders_of_frames_inside_each_other(extracted, tmp_path):
     """Nothing is written into them."""
     folder = tmp_path / "frames"

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from streamfeat.cli.errors import FAILED, one_line
-from streamfeat.text import counted
+from streamfeat.text import counted, shown
+
+if TYPE_CHECKING:
+    from streamfeat.verify import Verification
+
+#: names in a line
+_MOST_NAMES = 10
 
 
 @click.command("verify")
@@ -24,7 +31,7 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     """Check every checksum, value, clip count and label of STORE.h5, and look for what belongs to no video.
 
     With --against it also extracts some of the videos anew: features with a cosine of 0.999 or more are equal
-    (half precision gives 0.9995 and more, red and blue exchanged 0.99 and less).
+    (half precision gives 0.9995 and more). Random weights may not tell other colours or sizes from the right ones.
 
     \b
     streamfeat verify out.h5
@@ -33,7 +40,7 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     Exit codes: 0 nothing wrong, 1 something is, 2 wrong usage, 130 interrupted.
     """
     from streamfeat.store import StoreError
-    from streamfeat.verify import SAME_COSINE, VerifyError, verify
+    from streamfeat.verify import VerifyError, verify
 
     with one_line(StoreError, VerifyError, debug=debug):
         result = verify(store, against, sample=sample, weights=weights, device=device)
@@ -41,19 +48,52 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         for name, problem in result.problems:
-            click.echo(f"{name}: {problem}")
+            click.echo(f"{shown(name)}: {problem}")
         for what in result.unchecked:
             click.echo(f"not checked: {what}")
-        for video in result.compared:
-            click.echo(f"{video.video}: {counted(video.clips, 'clip')} extracted anew, cosine at least "
-                       f"{video.smallest_cosine:.6f}, greatest difference {video.largest_difference:.2g}")
-        if result.compared:
-            click.echo(f"extracted anew: {counted(sum(video.clips for video in result.compared), 'clip')} of "
-                       f"{counted(len(result.compared), 'video')}, cosine at least "
-                       f"{min(video.smallest_cosine for video in result.compared):.6f} "
-                       f"(equal from {SAME_COSINE} on), greatest difference "
-                       f"{max(video.largest_difference for video in result.compared):.2g}")
+        for line in _left_out(result) + _compared(result):
+            click.echo(line)
         click.echo(f"{store}: {counted(result.videos, 'video')}, {counted(result.clips, 'clip')}: "
                    + (counted(len(result.problems), "problem") if result.problems else "nothing wrong"))
     if result.problems:
         raise SystemExit(FAILED)
+
+
+def _left_out(result: Verification) -> list[str]:
+    """Which videos the inputs do not have, and so were not drawn from."""
+    from streamfeat.verify import SAME_NAMES
+
+    lines = []
+    missing = [shown(name) for name, other in result.left_out if other is None]
+    if missing:
+        more = f" and {len(missing) - _MOST_NAMES} more (all: --json)" if len(missing) > _MOST_NAMES else ""
+        lines.append(f"not compared: {counted(len(missing), 'video')} not among the inputs: "
+                     f"{', '.join(missing[:_MOST_NAMES])}{more}")
+    renamed = [f"{shown(name)} (there: {shown(other)})" for name, other in result.left_out if other is not None]
+    if renamed:
+        more = f" and {len(renamed) - _MOST_NAMES} more (all: --json)" if len(renamed) > _MOST_NAMES else ""
+        lines.append(f"not compared: {counted(len(renamed), 'video')} that may be among the inputs by another name, "
+                     f"{SAME_NAMES}: {', '.join(renamed[:_MOST_NAMES])}{more}")
+    return lines
+
+
+def _compared(result: Verification) -> list[str]:
+    from streamfeat.verify import SAME_COSINE
+
+    lines = []
+    for video in result.compared:
+        if video.clips:
+            lines.append(f"{shown(video.video)}: {counted(video.clips, 'clip')} extracted anew, cosine at least "
+                         f"{video.smallest_cosine:.6f}, greatest difference {video.largest_difference:.2g}")
+        else:
+            lines.append(f"{shown(video.video)}: extracted anew, no clips to compare")
+    with_clips = [video for video in result.compared if video.clips]
+    if with_clips:
+        lines.append(f"extracted anew: {counted(sum(video.clips for video in with_clips), 'clip')} of "
+                     f"{counted(len(with_clips), 'video')}, cosine at least "
+                     f"{min(video.smallest_cosine for video in with_clips):.6f} "
+                     f"(equal from {SAME_COSINE} on), greatest difference "
+                     f"{max(video.largest_difference for video in with_clips):.2g}")
+    elif result.compared:
+        lines.append("extracted anew: no clips, so no feature was compared")
+    return lines
