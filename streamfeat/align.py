@@ -275,6 +275,7 @@ def table(alignment: Alignment) -> list[str]:
     for name, *numbers, remark in rows:
         cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells, remark]).rstrip())
+    lines.append(f"read as {alignment.form}")
     for what, matches in (("", alignment.variants), ("video label ", alignment.video_variants)):
         lines += [f"{what}matched by {match.variant}: {shown(match.name)} → {shown(match.video)}" for match in matches]
     unused = alignment.without_video

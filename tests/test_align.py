@@ -271,6 +271,15 @@ def test_names_by_variant_are_shown(store, tmp_path):
     assert [line for line in table(alignment) if "matched by" in line]
 
 
+def test_what_the_labels_were_taken_for_is_said(store, tmp_path):
+    np.save(tmp_path / "gt.npy", np.zeros(270))
+    (tmp_path / "test.list").write_text("01_0014\n01_001\n")
+    result = invoke(store, tmp_path / "gt.npy", "--list", tmp_path / "test.list")
+    assert "read as one array for a list of videos, one label a frame" in result.output.splitlines()
+    result = invoke(store, write_pickle(tmp_path / "gt.pickle", {"01_0014": [0] * 100}), "--list", "test.list")
+    assert result.exit_code == 2 and "leave out --list" in result.output
+
+
 def test_names_of_video_labels_by_variant_are_shown_too(store, tmp_path):
     source = write_pickle(tmp_path / "gt.pickle", {"01_0014": [0] * 100, "01_001.avi": [0] * 170})
     videos = write_pickle(tmp_path / "v.pickle", {"ABUSE001_X264.mp4": 1, "01_0014.mp4": 0, "01_001.avi": 0})

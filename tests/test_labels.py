@@ -295,6 +295,78 @@ def test_video_labels(tmp_path):
         read_video_labels(source)
 
 
+@pytest.mark.parametrize("form", ["gt.npz", "gt.npy", "gt.json", "gt.pkl"])
+def test_video_labels_of_every_form(tmp_path, form):
+    source, labels = tmp_path / form, {"a": [1.0], "b": 0}
+    match form:
+        case "gt.npz":
+            np.savez(source, **labels)
+        case "gt.npy":
+            np.save(source, labels)
+        case "gt.json":
+            source.write_text(json.dumps(labels))
+        case _:
+            source.write_bytes(pickle.dumps(labels))
+    assert read_video_labels(source) == {"a": 1, "b": 0}
+
+
+@pytest.mark.parametrize("form", ["gt.txt", "gt.mat", "gt"])
+def test_video_labels_that_are_in_no_form_say_which_there_are(tmp_path, form):
+    source = tmp_path / form
+    source.write_text("a 1\n")
+    said = rf"^{re.escape(str(source))}: not a form that video labels are read from; these are: \.pickle or \.pkl, "
+    with pytest.raises(LabelError, match=said):
+        read_video_labels(source)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LabelError, match="folder: a folder, not a file of video labels"):
+        read_video_labels(tmp_path / "folder")
+
+
+def test_one_array_of_video_labels_has_no_names(tmp_path):
+    np.save(tmp_path / "v.npy", np.zeros(3))
+    with pytest.raises(LabelError, match="holds a ndarray, not labels by video name"):
+        read_video_labels(tmp_path / "v.npy")
+
+
+def test_one_array_with_a_label_for_every_frame(tmp_path):
+    """Where it fits exactly, and 16 labels a clip do not."""
+    np.save(tmp_path / "gt.npy", np.r_[np.ones(40), np.zeros(33)])
+    (tmp_path / "test.list").write_text("a\nb\n")
+    read = read_labels(tmp_path / "gt.npy", {"a": 40, "b": 33}, tmp_path / "test.list")
+    assert {name: values.tolist() for name, values in read.frame.items()} == {"a": [1] * 40, "b": [0] * 33}
+    assert read.form == "one array for a list of videos, one label a frame"
+    np.save(tmp_path / "gt.npy", np.zeros(64))
+    read = read_labels(tmp_path / "gt.npy", {"a": 40, "b": 33}, tmp_path / "test.list")
+    assert [len(values) for values in read.frame.values()] == [32, 32]
+    assert read.form == "one array for a list of videos, 16 labels a clip"
+    np.save(tmp_path / "gt.npy", np.zeros(72))
+    with pytest.raises(LabelError, match=r"72 values, but .* give 64 \(.* or 73 \(one label a frame\); it was"):
+        read_labels(tmp_path / "gt.npy", {"a": 40, "b": 33}, tmp_path / "test.list")
+
+
+@pytest.mark.parametrize("form", ["gt.npz", "gt.npy", "gt.json", "gt.pkl", "gt.txt", "folder"])
+def test_a_list_that_nothing_follows_is_an_error(tmp_path, form):
+    source, labels = tmp_path / form, {"a": [0, 1]}
+    match form:
+        case "gt.npz":
+            np.savez(source, **labels)
+        case "gt.npy":
+            np.save(source, labels)
+        case "gt.json":
+            source.write_text(json.dumps(labels))
+        case "gt.pkl":
+            source.write_bytes(pickle.dumps(labels))
+        case "gt.txt":
+            source.write_text("a_label_G 1 2\n")
+        case _:
+            source.mkdir()
+            np.save(source / "a.npy", labels["a"])
+    assert read_labels(source, {"a": 2}).frame
+    said = rf"^{re.escape(str(source))}: names its videos itself: leave out --list, which is for one flat array$"
+    with pytest.raises(LabelError, match=said):
+        read_labels(source, {"a": 2}, tmp_path / "test.list")
+
+
 def test_published_pickles_load_anywhere(tmp_path):
     """Under the module names that numpy 1 knows; numpy 2 keeps them for such files."""
     labels = {"01_0014": np.array([0, 1, 1]), "unicode ä": np.zeros(0), "long": np.ones(70_000)}

@@ -13,7 +13,7 @@ from streamfeat.cli.errors import FAILED, one_line
 @click.argument("store", metavar="STORE.h5", type=click.Path())
 @click.argument("source", metavar="LABELS", type=click.Path())
 @click.option("--video-labels", type=click.Path(), metavar="FILE",
-              help="Labels of whole videos, as GT/video_label.pickle, for videos whose frames have none.")
+              help="Labels of whole videos (GT/video_label.pickle, .npz, .json), for videos whose frames have none.")
 @click.option("--list", "test_list", type=click.Path(), metavar="FILE",
               help="The list of videos that one flat array of labels follows.")
 @click.option("--clip-label", type=click.Choice(["any", "majority", "fraction"]), default="any", show_default=True,

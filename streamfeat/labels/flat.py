@@ -4,7 +4,8 @@ Such an array was made for somebody's features: a video of ``T`` clips has ``16 
 many clips its frames gave differs from one to the other. RTFM's ``gt-ucf.npy`` (1,114,144 values) and
 ``gt-sh.npy`` (142,912) count a clip that is not full; others drop it (UCF-Crime: 1,109,824); XDVioDet's
 ``make_gt.py`` drops one frame first, for the optical flow. UR-DMU's own array (1,109,680) fits none of the
-three, because nine of its videos lack one clip more.
+three, because nine of its videos lack one clip more. An array that fits none of them, but has one value for
+every frame, is taken for that.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def read_list(path: str | Path) -> list[str]:
 
 
 def split_flat(source: Path, labels: np.ndarray, test_list: str | Path | None,
-               videos: Mapping[str, int] | None) -> dict[str, np.ndarray]:
-    """``{name in the list: (16 T,)}`` from one array for the whole of ``test_list``.
+               videos: Mapping[str, int] | None) -> tuple[str, dict[str, np.ndarray]]:
+    """``{name in the list: (16 T,) or (frames,)}`` from one array for the whole of ``test_list``, and which it was.
 
     Raises LabelError when a video of the list is not among ``videos`` ({name: frames}), or when their frames
-    do not add up to the array under any of the ways to count clips.
+    do not add up to the array, under any of the ways to count clips or one by one.
     """
     if test_list is None or videos is None:
         missing = ["--list with the list that it follows"] if test_list is None else []
@@ -67,13 +68,15 @@ def split_flat(source: Path, labels: np.ndarray, test_list: str | Path | None,
         absent = counted(len(missing), "of its videos is", "of its videos are")
         raise LabelError(f"{test_list}: {absent} not in the store, {missing[0]!r} first: without their frames the "
                          "array cannot be split")
-    totals = []
-    for how, count in _CLIP_COUNTS:
-        lengths = [CLIP * count(videos[video]) for video in order]
+    ways = [(f"{CLIP} labels a clip", how, [CLIP * count(videos[video]) for video in order])
+            for how, count in _CLIP_COUNTS]
+    ways.append(("one label a frame", "one label a frame", [videos[video] for video in order]))
+    for form, _, lengths in ways:
         if sum(lengths) == labels.size:
             ends = np.cumsum(lengths)
-            return {name: labels[end - length : end]
-                    for name, length, end in zip(order.values(), lengths, ends, strict=True)}
-        totals.append(f"{sum(lengths)} ({how})")
+            return form, {name: labels[end - length : end]
+                          for name, length, end in zip(order.values(), lengths, ends, strict=True)}
+    *by_clip, by_frame = [f"{sum(lengths)} ({how})" for _, how, lengths in ways]
     raise LabelError(f"{source}: {labels.size} values, but the {len(order)} videos of {test_list} give "
-                     f"{', '.join(totals)}; it was made for other features: use the data set's annotation instead")
+                     f"{', '.join(by_clip)} or {by_frame}; it was made for other features or other videos: use the "
+                     "data set's annotation instead")

@@ -23,6 +23,7 @@ MAX_BYTES = 1 << 30
 
 FORMS = (".pickle or .pkl, .npz, .json, a folder of .npy (one a video), one .npy with a list of videos, "
          "UCF-Crime's or XD-Violence's annotation .txt, a folder of UBnormal's _tracks.txt")
+VIDEO_FORMS = ".pickle or .pkl, .npz, .json, a .npy of a pickled dict"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,40 +44,57 @@ def read_labels(source: str | Path, videos: Mapping[str, int] | None = None,
     """Frame labels in any of the forms of ``FORMS``.
 
     ``videos`` is ``{name: frames}`` and needed by annotations and flat arrays; ``test_list`` is the list of
-    videos that a flat array follows. Nothing in the source is run. Raises LabelError.
+    videos that a flat array follows, and wrong for anything else. Nothing in the source is run. Raises LabelError.
     """
     source = Path(source)
-    suffix = source.suffix.lower()
-    if source.is_dir():
-        return _read_folder(source, videos)
+    if source.is_dir() or (source.is_file() and source.suffix.lower() == ".txt"):
+        _refuse_list(source, test_list)
+        return _read_folder(source, videos) if source.is_dir() else _read_annotation(source, videos)
     if not source.is_file():
         raise LabelError(f"{source}: there is no such file or folder")
-    if suffix == ".txt":
-        return _read_annotation(source, videos)
-    if suffix == ".npy":
-        content = _read_npy(source.name, _bytes_of(source))
-        if not isinstance(content, Mapping):
-            return Labels("one array for a list of videos", split_flat(source, content, test_list, videos))
-        return Labels("pickled array", _by_video(source, content))
-    if suffix in (".pickle", ".pkl", ".p"):
-        return Labels("pickle", _by_video(source, _read_pickle(source)))
-    if suffix == ".json":
-        return Labels("JSON", _by_video(source, _read_json(source)))
-    if suffix == ".npz":
-        return Labels("npz", _by_video(source, _read_npz(source)))
-    raise LabelError(f"{source}: not a form that labels are read from; these are: {FORMS}")
+    form, content = _read_file(source, "labels", FORMS)
+    if isinstance(content, np.ndarray) and source.suffix.lower() == ".npy":
+        how, labels = split_flat(source, content, test_list, videos)
+        return Labels(f"one array for a list of videos, {how}", labels)
+    _refuse_list(source, test_list)
+    return Labels(form, _by_video(source, content))
 
 
 def read_video_labels(source: str | Path) -> dict[str, int]:
-    """``{name: 0 or 1}`` from a pickle or JSON of video-level labels, as ``GT/video_label.pickle``.
+    """``{name: 0 or 1}`` from a file of video-level labels, as ``GT/video_label.pickle``, in any of ``VIDEO_FORMS``.
 
     Raises LabelError.
     """
     source = Path(source)
+    if source.is_dir():
+        raise LabelError(f"{source}: a folder, not a file of video labels")
     if not source.is_file():
         raise LabelError(f"{source}: there is no such file")
-    content = _read_json(source) if source.suffix.lower() == ".json" else _read_pickle(source)
-    return {name: video_label(name, value) for name, value in _names(source, content).items()}
+    _, content = _read_file(source, "video labels", VIDEO_FORMS)
+    named = _names(source, content)
+    try:
+        return {name: video_label(name, value) for name, value in named.items()}
+    except LabelError as error:
+        raise LabelError(f"{source}: {error}") from None
+
+
+def _refuse_list(source: Path, test_list: str | Path | None) -> None:
+    if test_list is not None:
+        raise LabelError(f"{source}: names its videos itself: leave out --list, which is for one flat array")
+
+
+def _read_file(source: Path, what: str, forms: str) -> tuple[str, Any]:
+    """What ``source`` was taken for by its ending, and what it holds."""
+    suffix = source.suffix.lower()
+    if suffix == ".npy":
+        return "pickled array", _read_npy(source.name, _bytes_of(source))
+    if suffix in (".pickle", ".pkl", ".p"):
+        return "pickle", _read_pickle(source)
+    if suffix == ".json":
+        return "JSON", _read_json(source)
+    if suffix == ".npz":
+        return "npz", _read_npz(source)
+    raise LabelError(f"{source}: not a form that {what} are read from; these are: {forms}")
 
 
 def _by_video(source: Path, content: Any) -> dict[str, np.ndarray]:
