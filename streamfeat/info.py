@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from typing import Any
 
 from streamfeat.store import FeatureStore
 from streamfeat.stored import frame_labels, video_label
-from streamfeat.text import counted
+from streamfeat.text import counted, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,8 @@ class VideoInfo:
     #: frames per second of the source, 0.0 if unknown
     fps: float
     decoder: str
+    #: that the model ran in, empty if unknown
+    precision: str
     #: packets of the source that could not be decoded
     damaged_packets: int
     #: number of frame labels, None where there are none
@@ -56,6 +59,11 @@ class StoreInfo:
         return sum(video.clips for video in self.videos.values())
 
     @property
+    def precisions(self) -> dict[str, int]:
+        """How many videos were made in each precision: a store may have been filled on several machines."""
+        return dict(Counter(video.precision or "unknown" for video in self.videos.values()))
+
+    @property
     def hours(self) -> float:
         """Of source video, where the frame rate is known."""
         return sum(video.seconds for video in self.videos.values()) / 3600
@@ -67,26 +75,31 @@ class StoreInfo:
             "clips": self.clips,
             "frames": sum(video.frames for video in self.videos.values()),
             "hours": self.hours,
+            "precisions": self.precisions,
         }
 
     def __str__(self) -> str:
         recipe, model = self.recipe, self.model
         shape = " x ".join(str(length) for length in ("clips", *self.row_shape))
         lines = [
-            f"{self.path}  {_bytes(self.size_bytes)}, made {self.created} by {self.software}",
-            f"  recipe    {recipe['name']}: {recipe['clip_frames']} frames a clip, one clip every "
+            f"{shown(self.path)}  {_bytes(self.size_bytes)}, made {shown(self.created)} by {shown(self.software)}",
+            f"  recipe    {shown(recipe['name'])}: {recipe['clip_frames']} frames a clip, one clip every "
             f"{recipe['clip_stride']} frames, statistics {', '.join(recipe['stats'])}",
-            f"  model     {model['size']} from {model['source']}, sha256 {model['sha256'][:12]}"
+            f"  model     {shown(model['size'])} from {shown(model['source'])}, sha256 {model['sha256'][:12]}"
             + ("  (random weights: these features mean nothing)" if model["source"] == "random" else ""),
             f"  features  {shape}, {self.dtype}",
             f"  videos    {len(self.videos)}: {counted(self.clips, 'clip')}, "
             f"{counted(sum(v.frames for v in self.videos.values()), 'frame')}, {self.hours:.2f} hours",
         ]
+        if len(self.precisions) > 1:
+            counts = ", ".join(f"{shown(name)} {counted(videos, 'video')}" for name, videos in self.precisions.items())
+            lines.append(f"  precision {counts}")
         lines += self._labels()
         lines += self._rows()
         if self.failures:
             lines.append(f"  failures  {len(self.failures)}")
-            lines += [f"    {name}: {stage}: {reason}" for name, (stage, reason) in self.failures.items()]
+            lines += [f"    {shown(name)}: {shown(stage)}: {shown(reason)}"
+                      for name, (stage, reason) in self.failures.items()]
         return "\n".join(lines)
 
     def _labels(self) -> list[str]:
@@ -108,12 +121,13 @@ class StoreInfo:
     def _rows(self, most: int = 20) -> list[str]:
         if not self.videos:
             return []
-        width = min(48, max(len(name) for name in self.videos))
+        width = min(48, max(len(shown(name)) for name in self.videos))
         rows = [f"    {'name':{width}}  {'clips':>7}  {'frames':>8}  {'fps':>6}  decoder"]
         for name, video in list(self.videos.items())[:most]:
             damaged = f", damaged: {counted(video.damaged_packets, 'bad packet')}" if video.damaged_packets else ""
             rows.append(
-                f"    {name:{width}}  {video.clips:>7}  {video.frames:>8}  {video.fps:>6.4g}  {video.decoder}{damaged}"
+                f"    {shown(name):{width}}  {video.clips:>7}  {video.frames:>8}  {video.fps:>6.4g}  "
+                f"{shown(video.decoder)}{damaged}"
             )
         if len(self.videos) > most:
             rows.append(f"    ... and {len(self.videos) - most} more (all of them: --json)")
@@ -140,13 +154,14 @@ def info(path: str | os.PathLike[str]) -> StoreInfo:
 
 
 def _video(video: Any) -> VideoInfo:
-    labels = frame_labels(video)
+    attrs, labels = video.attrs, frame_labels(video)
     return VideoInfo(
         clips=len(video.feature_dataset),
         frames=video.frames or 0,
         fps=video.fps or 0.0,
-        decoder=str(video.attrs.get("decoder", "")),
-        damaged_packets=int(video.attrs.get("damaged_packets", 0)),
+        decoder=str(attrs.get("decoder", "")),
+        precision=str(attrs.get("precision", "")),
+        damaged_packets=int(attrs.get("damaged_packets", 0)),
         labels=None if labels is None else len(labels),
         aligned_clips=video.aligned_clips,
         video_label=video_label(video),

@@ -6,10 +6,10 @@ runs across, falls and lies there. The ground truth says in which frames the eve
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import pickle
-import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -218,8 +218,18 @@ def _write(path: Path, scene: Scene) -> None:
         output.mux(stream.encode(None))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m streamfeat.synthetic",
+        description="Make short videos with a known event, and labels.pkl beside them: which frames it is in.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="where to write them; made if it is not there")
+    try:
+        for file in make_videos(parser.parse_args().folder):
+            print(file)
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: {error.filename}: {error.strerror or error}\n")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m streamfeat.synthetic FOLDER")
-    for file in make_videos(sys.argv[1]):
-        print(file)
+    main()

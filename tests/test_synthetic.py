@@ -1,13 +1,16 @@
 """Made videos: quiet to make, always the same, decodable in every codec, with labels that tell the truth."""
 
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+import streamfeat
 from streamfeat.decode.pyav import Pictures
 from streamfeat.synthetic import FPS, SCENES, Scene, make_videos, pictures
 from streamfeat.videos import find_videos
@@ -32,7 +35,21 @@ def test_the_command_prints_its_files_and_nothing_else(made):
 
 def test_the_command_wants_a_folder():
     ran = subprocess.run([sys.executable, "-m", "streamfeat.synthetic"], capture_output=True, text=True)
-    assert ran.returncode == 1 and ran.stderr == "usage: python -m streamfeat.synthetic FOLDER\n"
+    assert ran.returncode == 2 and ran.stderr.startswith("usage: python -m streamfeat.synthetic [-h] FOLDER\n")
+
+
+def test_an_option_is_no_folder(tmp_path):
+    def run(argument):
+        return subprocess.run([sys.executable, "-m", "streamfeat.synthetic", argument], capture_output=True, text=True,
+                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(streamfeat.__file__).parents[1])})
+
+    for argument, code in (("--help", 0), ("-h", 0), ("--frames", 2)):
+        ran = run(argument)
+        assert ran.returncode == code and "usage: python -m streamfeat.synthetic [-h] FOLDER" in ran.stdout + ran.stderr
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("mine")
+    ran = run("file")
+    assert ran.returncode == 1 and ran.stderr == "python -m streamfeat.synthetic: file: File exists\n"
 
 
 def test_the_videos_are_found_by_their_names(made):

@@ -43,7 +43,7 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     Shows what is committed, also while a writer is at work (a video reads as it is now; the names are those of
     the first time they were asked for) and after one was killed. Iterates in natural order of the names (``v2``
-    before ``v10``). Close it, or use it in a ``with``.
+    before ``v10``). Close it, or use it in a ``with``; then its videos can no longer be read.
 
     Raises StoreError if there is no such file or it is damaged, NotAStore if streamfeat did not make it and
     StoreTooNew if a newer one did.
@@ -64,6 +64,8 @@ class FeatureStore(Mapping[str, "StoredVideo"]):
 
     def _read(self, look: Callable[[h5py.Group], _T]) -> _T:
         """What ``look`` sees, all of it in one committed state."""
+        if not self._h5:  # as h5py has it for files that were closed
+            raise StoreError(f"{self.path}: the store is closed; read from it before, or open it again")
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             if not self._file.is_current():
