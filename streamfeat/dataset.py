@@ -69,7 +69,8 @@ class FeatureDataset(Dataset[Sample]):
 
     Every process opens the store for itself, when it first reads: workers may be forked or spawned, before or
     after this one has read. It checks each video's checksums the first time that it reads it, which costs one
-    more reading of its features. Only one video is in memory at a time, read whole.
+    more reading of its features; workers do so once in all with ``persistent_workers``, else in every epoch.
+    Only one video is in memory at a time, read whole.
 
     Args:
         path: the store.
