@@ -93,3 +93,15 @@ def test_what_the_device_lacks_falls_back(tmp_path, monkeypatch, what):
 def test_the_estimate_knows_that_all_chroma_takes_more():
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     assert len(jpeg(picture, PLAIN, all_chroma=True)) > 1.3 * len(jpeg(picture, PLAIN))
+
+
+def test_a_folder_from_a_gpu_may_have_its_colours_but_no_other_picture(tmp_path):
+    """A limited range taken for the full one is as far as converters can differ; processors differ in rounding only."""
+    picture = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    full = (picture / 255 * 219 + 16).astype(np.uint8)
+    path = tmp_path / PLAIN.file_name(0)
+    for all_chroma, stored, kept in ((True, full, True), (False, full, False), (False, picture, True),
+                                     (True, picture[::-1], False)):
+        path.write_bytes(jpeg(stored, PLAIN, all_chroma=all_chroma))
+        said = fault(tmp_path, PLAIN, picture)
+        assert said is None if kept else "another picture" in said, (all_chroma, kept, said)
