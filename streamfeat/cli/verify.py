@@ -31,7 +31,7 @@ def command(store: str, against: tuple[str, ...], sample: int, weights: str | No
     """Check every checksum, value, clip count and label of STORE.h5, and look for what belongs to no video.
 
     With --against it also extracts some of the videos anew: features with a cosine of 0.999 or more are equal
-    (half precision gives 0.9995 and more). Random weights may not tell other colours or sizes from the right ones.
+    (half precision gives 0.9995 and more). Random weights may not tell other colours from the right ones.
 
     \b
     streamfeat verify out.h5
