@@ -13,14 +13,21 @@ from streamfeat.cli import COMMANDS
 from tests.feature_stores import write_store
 
 
+def start(arguments):
+    """A Python that hears Ctrl-C: what a shell starts in the background, a test suite too, ignores it."""
+    return subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
 def test_verify_at_work(tmp_path):
     store = write_store(tmp_path / "out.h5", {"a": 40})
     with h5py.File(store, "r+") as file:
         del file["videos/a/features"]
         # holes, which take minutes to read
         file.create_dataset("videos/a/features", shape=(10**9, 3, 8), dtype="f4", chunks=(1 << 16, 3, 8))
-    process = subprocess.Popen([sys.executable, "-m", "streamfeat", "verify", store], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = start(["-m", "streamfeat", "verify", store])
     folder = f"/proc/{process.pid}/fd"
     while str(store) not in [os.path.realpath(f"{folder}/{number}") for number in os.listdir(folder)]:
         time.sleep(0.02)
@@ -40,7 +47,7 @@ def test_every_command(command, tmp_path):
         "found.callback, found.params = work, []\n"
         f"cli.main([{command!r}])\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(["-c", code])
     assert process.stdout.readline() == "at work\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
