@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +134,3 @@ def _last_words(lines: list[str], code: int) -> str:
     if code < 0:
         return f"crashed with signal {-code}"
     return said[-1][:160] if said else f"ended with exit code {code}"
-
-
-def seconds_of(run: Any) -> float:
-    """How long one call takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
