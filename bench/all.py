@@ -1,7 +1,7 @@
 """All benchmarks, one after another: in full into ``bench/results/`` and the README, or quickly, for a look.
 
-    python -m bench.all [VIDEO ...]     # some 25 minutes on two cores; keep the machine quiet
-    python -m bench.all --quick         # a minute each; only prints
+    python -m bench.all [VIDEO ...]     # some half an hour on two cores; keep the machine quiet
+    python -m bench.all --quick         # less of everything; only prints
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCRIPTS = ("encode", "decode", "extract", "scale")
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="*", type=Path, help="real ones, for the decoders, besides the made ones")
-    parser.add_argument("--quick", action="store_true", help="a minute each, for a first look; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="less of everything, for a first look; nothing is kept")
     options = parser.parse_args(arguments)
     failed, spent = [], {}
     for name in SCRIPTS:

@@ -86,7 +86,7 @@ def save(path: str | os.PathLike[str], benchmark: str, results: Any, *, quick: b
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute, for a first look")
+    parser.add_argument("--quick", action="store_true", help="less of everything, for a first look")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them there (.svg, .png; needs matplotlib)")
     return parser

@@ -1,7 +1,8 @@
 """The geometry of ``preprocess`` on the device that the model is on, for frames that a CPU decoded.
 
-Bytes are a quarter of floats to upload, and resizing costs a CPU more than decoding does. The operations are those of
-``preprocess`` in the same order, one rounding each, so the results are the same to the last bit.
+Bytes are a quarter of floats to upload where frames are about as large as clips, and resizing costs a CPU as much as
+decoding small videos does. The operations are those of ``preprocess`` in the same order, one rounding each, so the
+results are the same to the last bit; that is tested on torch's CPU device.
 """
 
 from __future__ import annotations
