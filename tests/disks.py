@@ -1,4 +1,4 @@
-"""Disks that misbehave: stand-ins for the ``os`` module below the store's journal."""
+"""Disks that misbehave: stand-ins for the ``os`` of ``streamfeat.store.journal.disk``."""
 
 from __future__ import annotations
 

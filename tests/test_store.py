@@ -25,9 +25,8 @@ from streamfeat.store import (
     StoreWriter,
     appending,
     check_names,
-    journal,
 )
-from streamfeat.store.journal import committed_length
+from streamfeat.store.journal import committed_length, disk
 from tests.disks import WatchedOS
 
 RECIPE = {"name": "wsvad", "clip_frames": 16, "stats": ("mean", "std", "max"), "mean": [0.5, 0.5, 0.5]}
@@ -574,7 +573,7 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
         if call == "open":
             raise PermissionError(13, "Permission denied", arguments[0])
 
-    monkeypatch.setattr(journal, "os", WatchedOS(refuse))
+    monkeypatch.setattr(disk, "os", WatchedOS(refuse))
     with pytest.raises(StoreError, match=r"out\.h5: cannot be written \(Permission denied\)"):
         StoreWriter.open(path, HEADER)
     assert os.listdir(tmp_path) == []
@@ -737,7 +736,7 @@ def test_a_store_that_may_not_be_written_is_read(path, monkeypatch):
     for index in range(60):
         add(writer, f"b{index}")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(journal, "os", WatchedOS(die))
+        patch.setattr(disk, "os", WatchedOS(die))
         writer.commit()
     writer._file._in_doubt = True  # the process is dead: nothing tidies up
     writer._lock.release()

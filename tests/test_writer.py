@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from streamfeat.store import FeatureStore, Header, StoreError, StoreWriter, WriterThread, journal, writer
+from streamfeat.store import FeatureStore, Header, StoreError, StoreWriter, WriterThread, writer
+from streamfeat.store.journal import disk
 from tests.disks import WatchedOS
 
 HEADER = Header({}, {}, (8,), ("channel",))
@@ -274,7 +275,7 @@ def test_a_disk_that_fails_for_real(path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "os", WatchedOS(refuse))
+        patch.setattr(disk, "os", WatchedOS(refuse))
         with pytest.raises(StoreError, match=r"out\.h5: cannot be written \(No space left on device\)"):
             for index in range(100_000):
                 full = full or len(said) > 5
