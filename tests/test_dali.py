@@ -1,11 +1,16 @@
 """DALI's graph, on its CPU decoder: the same one runs on a GPU."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import streamfeat
-from streamfeat.decode import base, choose, dali, nvdec
+from streamfeat.decode import base, choose, dali, nvdec, probe
+from streamfeat.decode.agreement import FirstFrames
 from streamfeat.decode.base import FallBack, StreamInfo
 from streamfeat.decode.choose import Decoders
 from streamfeat.decode.dali import DaliDecoder
@@ -14,7 +19,7 @@ from streamfeat.decode.pyav import PyAVDecoder
 from streamfeat.recipe import Recipe
 from streamfeat.videos import Video
 
-from .media import break_packet, read_index, rotate, truncate, write_video
+from .media import break_packet, picture, read_index, rotate, truncate, write_video
 
 CPU = torch.device("cpu")
 
@@ -118,7 +123,7 @@ def test_a_broken_packet_falls_back(tmp_path, number):
 def test_a_codec_that_only_dali_refuses_falls_back(tmp_path, monkeypatch):
     # DALI leaves a file whose codec it lacks out of its list, and says so on standard error alone
     monkeypatch.setattr(dali, "CPU_CODECS", dali.CPU_CODECS | {"h264"})
-    with pytest.raises(FallBack, match="DALI: "):
+    with pytest.raises(FallBack, match="DALI cannot read it"):
         frames(dali_on_cpu(), write_video(tmp_path / "a.mp4", 4))
 
 
@@ -138,9 +143,183 @@ def test_a_resolution_that_changes_midway_gives_pyavs_frames_or_falls_back(tmp_p
 
 def test_fewer_frames_than_packets_fall_back(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.webm", 20, codec="vp9")
-    monkeypatch.setattr(dali, "count_packets", lambda path: 21)
+    monkeypatch.setattr(dali, "count_placed_packets", lambda path: 21)
     with pytest.raises(FallBack, match="20 frames came out of 21 packets"):
         frames(dali_on_cpu(), path)
+
+
+def test_a_file_that_has_changed_is_read_anew(tmp_path):
+    """DALI keeps what it knows of a file under its name for the life of the process."""
+    for count in (20, 37):
+        path = write_video(tmp_path / "a.webm", count, codec="vp9")
+        assert len(frames(dali_on_cpu(), path)[0]) == count
+
+
+@pytest.mark.parametrize("name", ["with blanks 2 0 1.webm", "a:b.webm", "ä\tö.we bm"])
+def test_names_may_hold_anything(tmp_path, name):
+    path = write_video(tmp_path / name, 20, codec="vp9", container="webm")
+    assert len(frames(dali_on_cpu(), path)[0]) == 20
+
+
+def test_nothing_is_decoded_twice(tmp_path, monkeypatch):
+    """Past its end DALI would begin anew, and the end of the pipeline would wait for a whole sequence."""
+    from nvidia.dali import pipeline
+
+    runs = []
+    set_up = pipeline.Pipeline._iter_setup
+    monkeypatch.setattr(pipeline.Pipeline, "_iter_setup", lambda self: runs.append(1) or set_up(self))
+    path = write_video(tmp_path / "a.webm", 40, codec="vp9")
+    frames(dali_on_cpu(), path)
+    assert len(runs) == 3  # sequences of 16 frames
+    # what the reader goes on to by itself is one frame
+    made = dali._graph(Recipe(), CPU, StreamInfo(96, 64, 25.0, "vp9", "dali-cpu"))(
+        dali._list_for_dali(str(path), tmp_path)
+    )
+    made.build()
+    outputs = [[output.as_array().ravel().tolist() for output in made.run()[1:]] for _ in range(4)]
+    assert [labels for labels, _ in outputs] == [[1], [1], [1], [2]]
+    assert outputs[3][1] == [0] + 15 * [-1]
+
+
+HANG = """
+import os, sys, torch
+from streamfeat.decode.base import FallBack, StreamInfo
+from streamfeat.decode.dali import DaliStream
+info = StreamInfo(96, 64, 25.0, "vp9", "dali-cpu")
+stream = DaliStream(sys.argv[1], None, torch.device("cpu"), info, 4, None, 1.0)
+try:
+    next(iter(stream))
+except FallBack as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+def test_others_run_while_dali_reads_a_file(tmp_path):
+    """DALI's build holds Python's lock: were the file read there, one that never answers would hang everything."""
+    os.mkfifo(tmp_path / "a.webm")
+    done = subprocess.run(
+        [sys.executable, "-c", HANG, str(tmp_path / "a.webm")], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "nothing came for 1 seconds\n"
+
+
+def shift_edit_list(path, frames):
+    """Has the edit list of an MP4 of 25 frames/s begin ``frames`` later."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"elst") + 4 + 4 + 4 + 4  # version and flags, entries, duration
+    begin = int.from_bytes(content[at : at + 4], "big")
+    scale_at = content.index(b"mdhd") + 4 + 4 + 8
+    scale = int.from_bytes(content[scale_at : scale_at + 4], "big")
+    content[at : at + 4] = (begin + frames * scale // 25).to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: write_video(path / "a.avi", 20, b_frames=2), "AVI does not say"),
+        (lambda path: write_video(path / "a.avi", 20, codec="mpeg4", b_frames=2), "AVI does not say"),
+        (lambda path: shift_edit_list(write_video(path / "a.mp4", 20, b_frames=2), 5), "edit list"),
+        (lambda path: write_video(path / "a.h264", 20), "without timestamps"),
+        (lambda path: write_video(path / "a.mkv", 3, timestamps=[2**31 // 40 + i for i in range(3)]), "too large"),
+    ],
+    ids=["H.264 in AVI", "MPEG-4 in AVI", "edit list", "no timestamps", "large timestamps"],
+)
+def test_packets_that_timestamps_do_not_place_fall_back(tmp_path, make, says):
+    with pytest.raises(FallBack, match=says):
+        probe.count_placed_packets(make(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_b_frames_with_timestamps_are_placed(tmp_path, name):
+    assert probe.count_placed_packets(write_video(tmp_path / name, 20, b_frames=2)) == 20
+
+
+@pytest.mark.parametrize(
+    ("codec", "packet", "shown"),
+    [
+        ("vp8", b"\x10\x02\x00", True), ("vp8", b"\x00\x02\x00", False),
+        # frame_marker, profile, show_existing_frame, frame_type, show_frame
+        ("vp9", b"\x82\x49\x83\x00", True), ("vp9", b"\x86\x00\x00", True),
+        ("vp9", b"\x88", False), ("vp9", b"\x84\x00\x00", False),
+        ("vp9", b"\x86\x00\xc9", False),  # a superframe
+        ("vp9", bytes([0b10110010, 0b10000000]), False), ("vp9", bytes([0b10110011, 0]), True),  # profile 3
+        ("h264", b"\x00", True),
+    ],
+)  # fmt: skip
+def test_frames_that_are_never_shown_are_seen(codec, packet, shown):
+    assert probe._is_one_shown_frame(packet, codec) is shown
+
+
+def test_first_frames_must_be_the_same_pictures(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30, size=(320, 240))
+    recipe = Recipe()
+    right, _ = frames(PyAVDecoder(), path, recipe)
+    first = FirstFrames(path, recipe)
+    first.compare(right)
+    first.compare(right[:3])
+    first.compare(right + 3 / 127.5)  # another rounding, another matrix
+    with pytest.raises(FallBack, match=r"frame 1 is \d+\.\d grey levels"):
+        first.compare(right[[0, 2, 1, 3, 4, 5, 6, 7]])
+    for wrong in (torch.zeros_like(right), right * 1.2 + 0.3, torch.full_like(right, torch.nan)):
+        with pytest.raises(FallBack, match="frame 0 is "):
+            first.compare(wrong)
+    with pytest.raises(FallBack, match="its frames are"):
+        first.compare(right[..., :100])
+    # frames as they are
+    raw = torch.from_numpy(np.stack([picture(index, 320, 240) for index in range(30)])).permute(0, 3, 1, 2)
+    FirstFrames(path, None).compare(raw)
+    with pytest.raises(FallBack):
+        FirstFrames(path, None).compare(raw[1:])
+
+
+def test_slow_motion_out_of_order_is_seen(tmp_path):
+    slow = [np.roll(picture(5, 320, 240), 2 * index, axis=1) for index in range(8)]
+    path = write_video(tmp_path / "a.mp4", slow)
+    right, _ = frames(PyAVDecoder(), path)
+    first = FirstFrames(path, Recipe())
+    first.compare(right)
+    with pytest.raises(FallBack, match=r"frame 2 looks like PyAV's frame 4|grey levels"):
+        first.compare(right[[0, 1, 4, 2, 3, 5, 6, 7]])
+
+
+def test_a_first_sequence_that_is_not_the_video_s_falls_back(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.webm", 20, codec="vp9")
+    own = dali.DaliStream._own
+    monkeypatch.setattr(dali.DaliStream, "_own", lambda self, outputs: own(self, outputs).flip(0))
+    with pytest.raises(FallBack, match="PyAV's"):
+        frames(dali_on_cpu(), path)
+
+
+NVDEC = {codec: nvdec.Capability(1, 48, 50, 4096, 4080) for codec in ("h264", "vp9")}
+
+
+@pytest.mark.parametrize(
+    ("codec", "size", "able", "says"),
+    [
+        ("mpeg4", (96, 64), NVDEC, "no mpeg4 on this GPU"),
+        ("h264", (32, 64), NVDEC, "32 x 64: NVDEC's h264 is 48 to 4096 pixels wide"),
+        ("h264", (96, 48), NVDEC, "96 x 48: NVDEC's h264 is 50 to 4080 pixels high"),
+        ("vp9", (97, 64), NVDEC, "97 x 64: DALI converts an even number of pixels"),
+        ("vp9", (96, 65), {}, "96 x 65: DALI converts an even number of pixels"),
+    ],
+)
+def test_what_nvdec_cannot_do_never_reaches_it(tmp_path, monkeypatch, codec, size, able, says):
+    monkeypatch.setattr(nvdec, "capabilities", lambda index: able)
+    monkeypatch.setattr(dali, "DaliStream", lambda *arguments: pytest.fail("DALI was asked"))
+    path = write_video(tmp_path / f"a.{'webm' if codec == 'vp9' else 'mp4'}", 3, codec=codec, size=size)
+    with pytest.raises(FallBack, match=says):
+        DaliDecoder(torch.device("cuda", 0)).open(Video("a", path), Recipe(), CPU)
+
+
+def test_interlaced_video_never_reaches_nvdec(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvdec, "capabilities", lambda index: {})
+    options = {"flags": "+ildct+ilme", "x264-params": "tff=1"}
+    path = write_video(tmp_path / "a.mp4", 3, options=options)
+    with pytest.raises(FallBack, match="interlaced"):
+        DaliDecoder(torch.device("cuda", 0)).open(Video("a", path), Recipe(), CPU)
 
 
 def test_a_hanging_pipeline_is_given_up(tmp_path, monkeypatch):
@@ -148,7 +327,7 @@ def test_a_hanging_pipeline_is_given_up(tmp_path, monkeypatch):
 
     path = write_video(tmp_path / "a.webm", 20, codec="vp9")
     release = threading.Event()
-    monkeypatch.setattr(dali, "_graph", lambda *arguments: release.wait)
+    monkeypatch.setattr(dali, "_graph", lambda *arguments: lambda listed: release.wait())
     with pytest.raises(FallBack, match="nothing came"):
         frames(dali_on_cpu(watchdog=0.2), path)
     release.set()
@@ -239,11 +418,11 @@ def test_a_gpu_without_nvdec_has_the_cores_decode(monkeypatch):
 
 def test_on_a_gpu_a_sequence_is_as_long_as_a_chunk_s_bytes(monkeypatch):
     lengths = []
-    monkeypatch.setattr(dali, "_pipeline", lambda path, device, length, process: lengths.append(length))
+    monkeypatch.setattr(dali, "_pipeline", lambda device, length, process: lengths.append(length))
     for width, height in ((856, 480), (1920, 1080), (7680, 4320)):
         info = StreamInfo(width, height, 25.0, "h264", "dali-gpu")
         for device in ("cpu", "cuda"):
-            dali._graph("a.mp4", Recipe(), torch.device(device), info)
+            dali._graph(Recipe(), torch.device(device), info)
     assert lengths == [16, 55, 16, 21, 1, 1]
     # float32 frames of 224 x 224, and decoded bytes
     assert base.MAX_CHUNK_BYTES // (3 * 4 * 224 * 224) == 55 and dali.MAX_SEQUENCE_BYTES // (3 * 1920 * 1080) == 21

@@ -1,8 +1,11 @@
 """NVIDIA DALI: decode, resize and normalise in one graph; on the GPU, or on the CPU for the codecs it can do there.
 
 One pipeline per video: a broken packet ends a whole pipeline, and must not take other videos along. DALI is not asked
-which frames a video has. What it returns says video and frame by number, and that, the count of the container's
-packets and a watchdog decide whether it is believed; where not, the video is done again by PyAV.
+which frames a video has. What it returns says video and frame by number, and that, the container's packets, PyAV's
+first frames and a watchdog decide whether it is believed; where not, the video is done again by PyAV.
+
+What DALI keeps for the life of the process, whatever is done here: 16 bytes for each frame that it has indexed, and on
+a GPU up to a hundred NVDEC decoders that nobody uses, with the surfaces of each (``NVDECCache``).
 """
 
 from __future__ import annotations
@@ -11,36 +14,40 @@ import ctypes
 import functools
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamfeat.decode import preprocess
+from streamfeat.decode import geometry, nvdec
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, FallBack, StreamInfo, frames_per_chunk
-from streamfeat.decode.probe import count_packets, probe
+from streamfeat.decode.probe import Probe, count_placed_packets, probe
 from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
     import torch
 
+    from streamfeat.decode.agreement import FirstFrames
     from streamfeat.recipe import Recipe
     from streamfeat.videos import Video
 
 #: DALI documents these for the CPU backend of its experimental reader; all others need NVDEC
 CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
-GPU_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "mpeg4"})
+#: NVDEC can do AV1, but most of its files show frames again that were decoded before, which DALI does not know of
+GPU_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mjpeg", "mpeg4"})
 #: what NVDEC decodes on every generation: 8 bits, 4:2:0
 PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12"})
-#: Bytes of decoded RGB in one sequence, before resizing. A few are in flight in each pipeline (DALI reads one ahead and
-#: prefetches two), and beside them NVDEC's surfaces, 20 frames or fewer of 1.5 bytes a pixel, and as many resized
-#: sequences of base.MAX_CHUNK_BYTES. None of it depends on the length of the video.
+#: Bytes of decoded RGB in one sequence, before resizing. A few are in flight in each pipeline (DALI reads one ahead),
+#: and beside them NVDEC's surfaces, 20 frames or fewer of 1.5 bytes a pixel, and as many resized sequences of
+#: base.MAX_CHUNK_BYTES. None of it depends on the length of the video.
 MAX_SEQUENCE_BYTES = 128 * 2**20
 #: seconds without a new sequence, after which a pipeline counts as hung; opening an hour-long file takes far less
 WATCHDOG_SECONDS = 60.0
-#: the label that every sequence of the one video must carry
-_LABEL = 1
+#: the labels that every sequence of the one video must carry, and the one after the last
+_LABEL, _LABEL_OF_END = 1, 2
 
 
 @functools.lru_cache(maxsize=8)
@@ -74,7 +81,9 @@ class DaliDecoder:
 
     def __init__(self, device: torch.device, watchdog: float = WATCHDOG_SECONDS) -> None:
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
-        self._codecs = GPU_CODECS if device.type == "cuda" else CPU_CODECS
+        self._on_gpu = device.type == "cuda"
+        self._codecs = GPU_CODECS if self._on_gpu else CPU_CODECS
+        self._able = nvdec.capabilities(device.index or 0) if self._on_gpu else {}
         self._watchdog = watchdog
 
     def open(self, video: Video, recipe: Recipe | None, device: torch.device) -> DaliStream:
@@ -86,8 +95,33 @@ class DaliDecoder:
             raise FallBack(f"no {found.pixel_format} pixels")
         if found.turned:
             raise FallBack("it is displayed turned or mirrored")
+        if self._on_gpu and (reason := self._beyond_nvdec(found)):
+            raise FallBack(reason)
+        from streamfeat.decode.agreement import FirstFrames
+
+        packets = count_placed_packets(video.path)
+        first = FirstFrames(video.path, recipe)
         info = StreamInfo(found.width, found.height, found.fps, found.codec, self.name, frames_hint=found.frames_hint)
-        return DaliStream(os.fspath(video.path), recipe, device, info, self._watchdog)
+        return DaliStream(os.fspath(video.path), recipe, device, info, packets, first, self._watchdog)
+
+    def _beyond_nvdec(self, found: Probe) -> str | None:
+        """Why NVDEC, or DALI with it, cannot do this video. DALI itself finds out in callbacks of the driver."""
+        size = f"{found.width} x {found.height}"
+        if self._able:
+            able = self._able.get(found.codec)
+            if able is None:
+                return f"no {found.codec} on this GPU"
+            if not (able.min_width <= found.width <= able.max_width):
+                return f"{size}: NVDEC's {found.codec} is {able.min_width} to {able.max_width} pixels wide"
+            if not (able.min_height <= found.height <= able.max_height):
+                return f"{size}: NVDEC's {found.codec} is {able.min_height} to {able.max_height} pixels high"
+        if found.width % 2 or found.height % 2:
+            # its kernel writes two by two pixels (color_space.cu)
+            return f"{size}: DALI converts an even number of pixels"
+        if found.interlaced:
+            # a field is a picture of its own to NVDEC's parser
+            return "it is interlaced"
+        return None
 
 
 class DaliStream:
@@ -98,14 +132,16 @@ class DaliStream:
     """
 
     def __init__(
-        self, path: str, recipe: Recipe | None, device: torch.device, info: StreamInfo, watchdog: float
-    ) -> None:
+        self, path: str, recipe: Recipe | None, device: torch.device, info: StreamInfo, packets: int,
+        first: FirstFrames, watchdog: float,
+    ) -> None:  # fmt: skip
         self.info = info
         self._path, self._recipe, self._device, self._watchdog = path, recipe, device, watchdog
+        self._packets, self._first = packets, first
         self._closed = threading.Event()
         self._sequences: queue.Queue[tuple[np.ndarray, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
         # raises what the geometry forbids here, in the caller's thread
-        self._graph = _graph(path, recipe, device, info)
+        self._graph = _graph(recipe, device, info)
         self._hung = False
         self._thread = threading.Thread(target=self._produce, name="dali", daemon=True)
         self._thread.start()
@@ -120,15 +156,16 @@ class DaliStream:
             expected = np.arange(self.info.frames, self.info.frames + count)
             if not (shown[:count].all() and np.array_equal(numbers[:count], expected)):
                 raise FallBack(f"frame {self.info.frames} was expected, and {numbers[:3].tolist()}... came")
-            self.info.frames += count
             if count:
+                if not self.info.frames:
+                    self._first.compare(frames[:count])
+                self.info.frames += count
                 if frames.is_cuda:
                     # they were made on another stream, whose next sequence must not take their memory too early
                     frames.record_stream(torch.cuda.current_stream(frames.device))
                 yield frames[:count]
-        packets = count_packets(self._path)
-        if self.info.frames != packets:
-            raise FallBack(f"{self.info.frames} frames came out of {packets} packets")
+        if self.info.frames != self._packets:
+            raise FallBack(f"{self.info.frames} frames came out of {self._packets} packets")
 
     def close(self) -> None:
         self._closed.set()
@@ -149,12 +186,14 @@ class DaliStream:
 
     def _produce(self) -> None:
         try:
-            with own_stream(self._device):
-                pipeline = self._graph()
+            with own_stream(self._device), tempfile.TemporaryDirectory(prefix="streamfeat-") as folder:
+                pipeline = self._graph(_list_for_dali(self._path, Path(folder)))
                 pipeline.build()
-                # past the last sequence the reader begins anew
-                for _ in range(next(iter(pipeline.epoch_size().values()))):
+                sequences, done = 1, 0
+                while done < sequences:
                     frames, labels, numbers = pipeline.run()
+                    # without the one after the end; known since the first run
+                    sequences, done = next(iter(pipeline.epoch_size().values())) - 1, done + 1
                     if _host(labels).ravel().tolist() != [_LABEL]:
                         raise RuntimeError(f"a sequence is labelled {_host(labels).ravel().tolist()}")
                     if not self._put((_host(numbers).ravel(), self._own(frames))):
@@ -197,17 +236,33 @@ class DaliStream:
         return False
 
 
-def _graph(path: str, recipe: Recipe | None, device: torch.device, info: StreamInfo) -> Callable[[], Any]:
-    """The pipeline for one video of this size, not built yet: its outputs are frames, label, frame numbers.
+def _list_for_dali(path: str, folder: Path) -> Path:
+    """Writes into ``folder`` a list of files that DALI reads as all of the video, and then its first frame once more.
+
+    Past the end of its list DALI begins anew, before anybody asks for it, and what it has begun it cannot be stopped
+    from ending: the pipeline's end waits for that, and all of Python with it. So what comes last is short.
+
+    The video is called by a name of this folder. In the list names end at blanks, and DALI keeps what it knows of a
+    file under its name for the life of the process, also when the file has changed.
+    """
+    link = folder / f"video{''.join(Path(path).suffix.split())}"
+    link.symlink_to(os.path.abspath(path))
+    listed = folder / "list"
+    listed.write_text(f"{link} {_LABEL}\n{link} {_LABEL_OF_END} 0 1\n")
+    return listed
+
+
+def _graph(recipe: Recipe | None, device: torch.device, info: StreamInfo) -> Callable[[Path], Any]:
+    """Makes the pipeline for one video of this size, not built yet: its outputs are frames, label, frame numbers.
 
     Frames are float32 ``(1, 3, n, H, W)``, without a recipe uint8 ``(1, n, h, w, 3)``.
     """
     most = max(1, MAX_SEQUENCE_BYTES // (3 * info.width * info.height))
     if recipe is None:
-        return _pipeline(path, device, min(MAX_CHUNK_FRAMES, most), lambda frames: frames)
-    height, width = preprocess.frame_size(recipe, info.width, info.height)
-    upscaled = preprocess.upscaled_size(recipe, info.width, info.height)
-    resized = preprocess.resized_size(recipe, *upscaled)
+        return _pipeline(device, min(MAX_CHUNK_FRAMES, most), lambda frames: frames)
+    height, width = geometry.frame_size(recipe, info.width, info.height)
+    upscaled = geometry.upscaled_size(recipe, info.width, info.height)
+    resized = geometry.resized_size(recipe, *upscaled)
     length = min(_chunk_frames(device, height, width), most)
     # DALI normalises red, green, blue; the exchange comes after
     order = slice(None) if recipe.channel_order == "rgb" else slice(None, None, -1)
@@ -231,7 +286,7 @@ def _graph(path: str, recipe: Recipe | None, device: torch.device, info: StreamI
             dtype=types.FLOAT, output_layout="CFHW",
         )  # fmt: skip
 
-    return _pipeline(path, device, length, preprocess_frames)
+    return _pipeline(device, length, preprocess_frames)
 
 
 def _chunk_frames(device: torch.device, height: int, width: int) -> int:
@@ -241,19 +296,22 @@ def _chunk_frames(device: torch.device, height: int, width: int) -> int:
     return frames_per_chunk(height, width)
 
 
-def _pipeline(path: str, device: torch.device, length: int, process: Callable[[Any], Any]) -> Callable[[], Any]:
-    """The pipeline that reads sequences of ``length`` frames and does ``process`` to them, not built yet."""
+def _pipeline(device: torch.device, length: int, process: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    """Makes the pipeline that reads sequences of ``length`` frames of a list and does ``process`` to them."""
 
-    def make() -> Any:
+    def make(listed: Path) -> Any:
         from nvidia.dali import fn, pipeline_def
 
+        # The reader decodes the next sequence while this one is resized; to run more than one ahead would only take
+        # memory. A file is indexed in the first run (lazy_init): what is done while building has all of Python wait.
         @pipeline_def(
-            batch_size=1, num_threads=1, prefetch_queue_depth=2,
+            batch_size=1, num_threads=1, prefetch_queue_depth=1,
             device_id=(device.index or 0) if device.type == "cuda" else None,
         )  # fmt: skip
         def graph() -> Any:
             frames, label, numbers = fn.experimental.readers.video(
-                device="gpu" if device.type == "cuda" else "cpu", filenames=[path], labels=[_LABEL],
+                device="gpu" if device.type == "cuda" else "cpu", file_list=os.fspath(listed),
+                file_list_format="frames", file_list_include_end=False, lazy_init=True,
                 sequence_length=length, enable_frame_num="sequence", pad_mode="constant", name="reader",
             )  # fmt: skip
             return process(frames), label, numbers
@@ -269,6 +327,9 @@ def _host(outputs: Any) -> np.ndarray:
 
 def _first_line(error: BaseException) -> str:
     """What DALI says is wrong, without its stack traces."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error" not in line and "File" not in line and "encountered" not in line]
+    text = str(error)
+    if "number of input samples: 0" in text:
+        return "DALI cannot read it; what it says about that is on standard error"
+    lines = [line.strip() for line in text.rpartition("encountered:")[2].splitlines() if line.strip()]
+    told = [line for line in lines if "Error" not in line and "File" not in line and not line.startswith("Critical")]
     return f"DALI: {(told or lines or [type(error).__name__])[0]}"

@@ -1,14 +1,18 @@
-"""What a file's container and first frame say, for decoders that must know before they start."""
+"""What a file's container, packets and first frame say, for decoders that must know before they start."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from typing import TYPE_CHECKING
 
 from av.error import FFmpegError
 
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.pyav import is_turned, open_container, video_stream
+
+if TYPE_CHECKING:
+    import av
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Probe:
     pixel_format: str
     #: whether it is displayed turned or mirrored
     turned: bool
+    #: whether it is made of two fields
+    interlaced: bool
     #: frames that the container promises, 0 if nothing
     frames_hint: int
 
@@ -43,7 +49,8 @@ def probe(path: str | os.PathLike[str]) -> Probe:
             raise FallBack("it holds no frame")
         return Probe(
             frame.width, frame.height, float(stream.average_rate or stream.guessed_rate or 0),
-            getattr(context.codec, "canonical_name", context.name), frame.format.name, is_turned(frame), stream.frames,
+            getattr(context.codec, "canonical_name", context.name), frame.format.name, is_turned(frame),
+            frame.interlaced_frame, stream.frames,
         )  # fmt: skip
 
 
@@ -54,3 +61,65 @@ def count_packets(path: str | os.PathLike[str]) -> int:
             return sum(packet.size > 0 for packet in container.demux(video_stream(container)))
         except FFmpegError:
             return -1  # it breaks off: only decoding tells
+
+
+def count_placed_packets(path: str | os.PathLike[str]) -> int:
+    """Packets of the video stream, for a decoder that makes one frame of each and places it by its timestamp.
+
+    DALI does so on a GPU: it takes what NVDEC decodes in the order in which it was stored, and never asks what is to be
+    displayed (``FramesDecoderGpu`` in its ``frames_decoder_gpu.cc``). Timestamps that do not tell the order, or packets
+    that are not one frame each, give it other pictures under the right numbers. Reads the file, decodes nothing.
+
+    Raises FallBack where that would happen, with the reason.
+    """
+    times: list[int | None] = []
+    empty = 0
+    with open_container(path) as container:
+        stream = video_stream(container)
+        codec = getattr(stream.codec_context.codec, "canonical_name", stream.codec_context.name)
+        if stream.codec_context.has_b_frames and container.format.name == "avi":
+            raise FallBack("AVI does not say in which order its B-frames are displayed")
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    empty += 1
+                    continue
+                if not times and not packet.is_keyframe:
+                    raise FallBack("it does not begin with a key frame")
+                if packet.is_discard:
+                    raise FallBack("an edit list cuts frames away")
+                if not _is_one_shown_frame(packet, codec):
+                    raise FallBack(f"it has {codec} frames that are not displayed when they are decoded")
+                times.append(packet.pts)
+        except FFmpegError as error:
+            raise FallBack(f"its packets break off ({error.strerror})") from error
+    if empty > 1:  # the last one only says that there are no more
+        raise FallBack("it has empty packets")
+    if None in times:
+        raise FallBack("it has frames without timestamps")
+    if len(set(times)) < len(times):
+        raise FallBack("it has frames with the same timestamp")
+    if times and (min(times) < 0 or max(times) > _LARGEST_TIME):
+        raise FallBack("its timestamps are too large or negative")
+    return len(times)
+
+
+#: DALI keeps those of frames that wait for their turn in 32 bits, and -1 means none
+_LARGEST_TIME = 2**31 - 1
+
+
+def _is_one_shown_frame(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet of VP8 or VP9 is one frame, shown when it is decoded; of other codecs nothing is known.
+
+    RFC 6386, 9.1: show_frame. VP9 bitstream specification 0.6, 6.2 and B.2: show_existing_frame, show_frame and
+    superframe_marker.
+    """
+    data = memoryview(packet)
+    if codec == "vp8":
+        return bool(data[0] & 0x10)
+    if codec == "vp9":
+        header = data[0] << 8 | (data[1] if len(data) > 1 else 0)
+        if header >> 12 & 0x3 == 0x3:  # a reserved bit follows profile 3
+            header <<= 1
+        return not header & 0x0800 and bool(header & 0x0200) and data[-1] & 0xE0 != 0xC0
+    return True
