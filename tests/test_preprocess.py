@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional as vision
 
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, DecodeError, frames_per_chunk
-from streamfeat.decode.preprocess import MAX_PIXELS, Preprocessor, frame_size, upscale_bytes
+from streamfeat.decode.geometry import MAX_PIXELS, frame_size
+from streamfeat.decode.preprocess import Preprocessor, upscale_bytes
 from streamfeat.decode.preprocess_cuda import DevicePreprocessor
 from streamfeat.recipe import IMAGENET_MEAN, IMAGENET_STD, PRESETS, Recipe
 

@@ -55,7 +55,7 @@ class FrameStream(Protocol):
         """Chunks of frames in presentation order: float32, ``(n, 3, H, W)``, normalised, on the device.
 
         ``n`` is from 1 to MAX_CHUNK_FRAMES, or on a GPU what MAX_CHUNK_BYTES hold; ``H`` and ``W`` are
-        ``frame_size`` of the recipe's preprocessing and the same in every chunk. Raises DecodeError.
+        what ``geometry.frame_size`` says and the same in every chunk. Raises DecodeError.
         """
         ...
 

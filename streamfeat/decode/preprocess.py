@@ -1,4 +1,4 @@
-"""Resizing and normalising: the definition of a recipe's geometry, on the CPU.
+"""Resizing and normalising on the CPU: the definition of what the model sees.
 
 One thread and no OpenMP team: this runs beside an encoder that has all cores. Only the pixels that reach the
 result are touched, four for each output pixel, so a frame costs about the same at any resolution.
@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from streamfeat.decode.base import DecodeError, frames_per_chunk
+from streamfeat.decode.base import frames_per_chunk
+from streamfeat.decode.geometry import frame_size, resize_taps, upscale_factor, upscale_taps
 
 if TYPE_CHECKING:
     import torch
 
     from streamfeat.recipe import Recipe
-
-#: Pixels of a frame after scaling up or bringing its short side to a length: room for 8K, none for a strip
-#: of pixels that the upscaling rule would blow up to gigabytes.
-MAX_PIXELS = 2**25
-
-#: OpenCV's INTER_RESIZE_COEF_BITS: fractional bits of the weights of its uint8 bilinear resize.
-_COEFFICIENT = 1 << 11
 
 #: Output rows worked on together: their intermediate values fit the second-level cache, which halves the time.
 _BLOCK = 32
@@ -52,10 +46,8 @@ class Preprocessor:
         #: height and width of what comes out
         self.size = frame_size(recipe, width, height)
         self._channels = np.asarray([order.index(channel) for channel in recipe.channel_order])
-        # (value / 255 - mean) / std as value * scale + shift; column per channel and pixel of a row
-        std = np.asarray(recipe.std)
-        self._scale = np.repeat(1 / (255 * std), self.size[1]).astype(np.float32)
-        self._shift = np.repeat(-np.asarray(recipe.mean) / std, self.size[1]).astype(np.float32)
+        # column per channel and pixel of a row
+        self._scale, self._shift = (np.repeat(part, self.size[1]) for part in normalisation(recipe))
         self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
 
     def write(self, frame: np.ndarray, out: np.ndarray) -> None:
@@ -101,21 +93,14 @@ class Preprocessor:
             yield chunk[:filled]
 
     def _make_plan(self, width: int, height: int) -> _Plan:
-        upscale = upscale_factor(self._recipe, width, height)
-        width, height = upscaled_size(self._recipe, width, height)
-        resized = resized_size(self._recipe, width, height)
-        if self._recipe.crops > 1:
-            resized = self.size
-        top, left = (round((full - kept) / 2) for full, kept in zip(resized, self.size, strict=True))
-        y0, y1, y_weights = bilinear_taps(height, resized[0], top, self.size[0])
-        x0, x1, x_weights = bilinear_taps(width, resized[1], left, self.size[1])
+        rows, columns = resize_taps(self._recipe, self.size, width, height)
         return _Plan(
-            upscale=upscale,
-            left=(x0[None, :] * 3 + self._channels[:, None]).ravel(),
-            right=(x1[None, :] * 3 + self._channels[:, None]).ravel(),
-            x_weights=np.tile(x_weights, 3),
+            upscale=upscale_factor(self._recipe, width, height),
+            left=(columns.first[None, :] * 3 + self._channels[:, None]).ravel(),
+            right=(columns.second[None, :] * 3 + self._channels[:, None]).ravel(),
+            x_weights=np.tile(columns.weight, 3),
             blocks=tuple(
-                _Block.of(start, *(part[start : start + _BLOCK] for part in (y0, y1, y_weights)))
+                _Block.of(start, *(part[start : start + _BLOCK] for part in rows))
                 for start in range(0, self.size[0], _BLOCK)
             ),
         )
@@ -157,51 +142,10 @@ class _Block:
         return cls(start, start + len(weights), rows, upper, lower, weights[:, None])
 
 
-def frame_size(recipe: Recipe, width: int, height: int) -> tuple[int, int]:
-    """(height, width) of the frames that ``recipe`` makes of frames of ``width`` x ``height`` pixels.
-
-    The crops of a recipe with more than one are cut from these frames. Raises DecodeError for an aspect
-    ratio that would need more than MAX_PIXELS.
-    """
-    resized = resized_size(recipe, *upscaled_size(recipe, width, height))
-    return resized if recipe.crops > 1 else (recipe.image_size, recipe.image_size)
-
-
-def upscale_factor(recipe: Recipe, width: int, height: int) -> float | None:
-    """What bytes are scaled up by first, None if they are not."""
-    if recipe.upscale_below is None or min(width, height) >= recipe.upscale_below:
-        return None
-    return recipe.upscale_below / min(width, height)
-
-
-def upscaled_size(recipe: Recipe, width: int, height: int) -> tuple[int, int]:
-    """(width, height) after the scaling up on bytes, rounded as ``cv2.resize`` does."""
-    factor = upscale_factor(recipe, width, height) or 1.0
-    return _checked(round(width * factor), round(height * factor), width, height)
-
-
-def resized_size(recipe: Recipe, width: int, height: int) -> tuple[int, int]:
-    """(height, width) after resizing, before any crop.
-
-    The long side is rounded down, as torchvision's ``Resize`` does.
-    """
-    if recipe.resize_short is None and recipe.resize == "stretch":
-        return recipe.image_size, recipe.image_size
-    short = recipe.resize_short or recipe.image_size
-    long = int(short * max(width, height) / min(width, height))
-    resized = (short, long) if width >= height else (long, short)
-    _checked(resized[1], resized[0], width, height)
-    return resized
-
-
-def _checked(width: int, height: int, original_width: int, original_height: int) -> tuple[int, int]:
-    # a frame that came that large is memory already spent; one that would grow to it is refused
-    if width * height > max(MAX_PIXELS, original_width * original_height):
-        raise DecodeError(
-            f"frames of {original_width} x {original_height} pixels would become {width} x {height} with this "
-            "recipe's geometry, which is too much"
-        )
-    return width, height
+def normalisation(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift by channel, float32 ``(3,)``: ``(value / 255 - mean) / std`` is ``value * scale + shift``."""
+    std = np.asarray(recipe.std)
+    return (1 / (255 * std)).astype(np.float32), (-np.asarray(recipe.mean) / std).astype(np.float32)
 
 
 def upscale_bytes(frame: np.ndarray, factor: float) -> np.ndarray:
@@ -217,7 +161,7 @@ def upscale_bytes(frame: np.ndarray, factor: float) -> np.ndarray:
     Returns:
         uint8, both sides multiplied by ``factor`` and rounded to the nearest, ties to even.
     """
-    plan = upscale_plan(frame.shape[1], frame.shape[0], factor)
+    plan = _upscale_plan(frame.shape[1], frame.shape[0], factor)
     source = frame.reshape(frame.shape[0], -1)
     result = np.empty((len(plan.upper), len(plan.left)), np.uint8)
     for start in range(0, len(result), _BLOCK):
@@ -242,7 +186,9 @@ def upscale_bytes(frame: np.ndarray, factor: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class UpscalePlan:
+class _UpscalePlan:
+    """Rows as they are taken; of columns, the bytes of a row, whose channels are interleaved."""
+
     left: np.ndarray
     right: np.ndarray
     left_weights: np.ndarray
@@ -254,48 +200,19 @@ class UpscalePlan:
 
 
 @functools.lru_cache(maxsize=8)
-def upscale_plan(width: int, height: int, factor: float) -> UpscalePlan:
-    x, x_fraction = _opencv_coordinates(width, factor)
-    # columns left of the first pixel and right of the last take that pixel whole ...
-    outside = (x < 0) | (x >= width - 1)
-    x = x.clip(0, width - 1)
-    x_fraction[outside] = 0
+def _upscale_plan(width: int, height: int, factor: float) -> _UpscalePlan:
+    rows, columns = upscale_taps(width, height, factor)
     channels = np.arange(3)
-    left = (x[:, None] * 3 + channels).ravel()
-    right = (np.minimum(x + 1, width - 1)[:, None] * 3 + channels).ravel()
-    # ... whereas rows keep their fraction, and both halves of the sum, cut to integers, take the same row
-    y, y_fraction = _opencv_coordinates(height, factor)
-    left_weights, right_weights = (np.repeat(weights, 3) for weights in _fixed_point(x_fraction))
-    upper_weights, lower_weights = (weights[:, None] for weights in _fixed_point(y_fraction))
-    return UpscalePlan(
-        left, right, left_weights, right_weights,
-        y.clip(0, height - 1), (y + 1).clip(0, height - 1), upper_weights, lower_weights,
+    return _UpscalePlan(
+        left=(columns.first[:, None] * 3 + channels).ravel(),
+        right=(columns.second[:, None] * 3 + channels).ravel(),
+        left_weights=np.repeat(columns.first_weight, 3),
+        right_weights=np.repeat(columns.second_weight, 3),
+        upper=rows.first,
+        lower=rows.second,
+        upper_weights=rows.first_weight[:, None],
+        lower_weights=rows.second_weight[:, None],
     )
-
-
-def _opencv_coordinates(length: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel to the left of each output pixel and the float32 fraction of the way to the next one."""
-    centres = ((np.arange(round(length * factor)) + 0.5) * (1 / factor) - 0.5).astype(np.float32)
-    pixels = np.floor(centres)
-    return pixels.astype(np.intp), centres - pixels
-
-
-def _fixed_point(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the left and the right pixel as OpenCV's integers."""
-    left, right = (np.rint(weight * np.float32(_COEFFICIENT)) for weight in (np.float32(1) - fraction, fraction))
-    return left.astype(np.int32), right.astype(np.int32)
-
-
-def bilinear_taps(source: int, resized: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Taps of output pixels ``start`` to ``start + length`` of an axis resized from ``source`` pixels.
-
-    Returns the pixel on either side and the weight of the second, with pixel centres at halves
-    (``align_corners=False``) and no antialiasing.
-    """
-    centres = (np.arange(start, start + length) + 0.5) * (source / resized) - 0.5
-    centres = centres.clip(0, source - 1)
-    first = centres.astype(np.intp)
-    return first, np.minimum(first + 1, source - 1), (centres - first).astype(np.float32)
 
 
 def _lerp(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES
-from streamfeat.decode.preprocess import bilinear_taps, resized_size, upscale_factor, upscale_plan, upscaled_size
+from streamfeat.decode.geometry import resize_taps, upscale_factor, upscale_taps
+from streamfeat.decode.preprocess import normalisation
 
 if TYPE_CHECKING:
     from streamfeat.recipe import Recipe
@@ -34,11 +35,9 @@ class DevicePreprocessor:
     def __init__(self, recipe: Recipe, size: tuple[int, int], channels: np.ndarray, device: torch.device) -> None:
         self._recipe, self._size, self._device = recipe, size, device
         self._channels = self._on_device(channels)
-        std = np.asarray(recipe.std)
-        self._scale = self._on_device((1 / (255 * std)).astype(np.float32))[:, None, None]
-        self._shift = self._on_device((-np.asarray(recipe.mean) / std).astype(np.float32))[:, None, None]
-        self._taps = functools.lru_cache(maxsize=4)(self._make_taps)
-        self._upscaling = functools.lru_cache(maxsize=4)(self._make_upscaling)
+        self._scale, self._shift = (self._on_device(part)[:, None, None] for part in normalisation(recipe))
+        self._resize_taps = functools.lru_cache(maxsize=4)(self._make_resize_taps)
+        self._upscale_taps = functools.lru_cache(maxsize=4)(self._make_upscale_taps)
 
     def chunks(self, frames: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         """The frames, uint8 ``(h, w, 3)`` each, as chunks ``(n, 3, H, W)``, float32."""
@@ -67,7 +66,7 @@ class DevicePreprocessor:
         factor = upscale_factor(self._recipe, width, height)
         if factor is not None:
             frames = self._upscale(frames, factor)
-        upper, lower, y_weights, left, right, x_weights = self._taps(width, height)
+        (upper, lower, y_weights), (left, right, x_weights) = self._resize_taps(width, height)
         across = [
             _lerp(rows.index_select(3, left).float(), rows.index_select(3, right).float(), x_weights)
             for rows in (frames.index_select(2, upper), frames.index_select(2, lower))
@@ -76,30 +75,21 @@ class DevicePreprocessor:
 
     def _upscale(self, frames: torch.Tensor, factor: float) -> torch.Tensor:
         """``upscale_bytes`` on uint8 ``(n, 3, h, w)``."""
-        upper, lower, upper_weights, lower_weights, left, right, left_weights, right_weights = self._upscaling(
+        (upper, lower, upper_weights, lower_weights), (left, right, left_weights, right_weights) = self._upscale_taps(
             frames.shape[3], frames.shape[2], factor
         )
         across = frames.index_select(3, left).int() * left_weights
         across += frames.index_select(3, right).int() * right_weights
         across >>= 4
-        above = (across.index_select(2, upper) * upper_weights) >> 16
-        below = (across.index_select(2, lower) * lower_weights) >> 16
+        above = (across.index_select(2, upper) * upper_weights[:, None]) >> 16
+        below = (across.index_select(2, lower) * lower_weights[:, None]) >> 16
         return ((above + below + 2) >> 2).to(torch.uint8)
 
-    def _make_taps(self, width: int, height: int) -> tuple[torch.Tensor, ...]:
-        width, height = upscaled_size(self._recipe, width, height)
-        resized = self._size if self._recipe.crops > 1 else resized_size(self._recipe, width, height)
-        taps = []
-        for full, source, kept in zip(resized, (height, width), self._size, strict=True):
-            taps += bilinear_taps(source, full, round((full - kept) / 2), kept)
-        return tuple(map(self._on_device, taps))
+    def _make_resize_taps(self, width: int, height: int) -> list[tuple[torch.Tensor, ...]]:
+        return [tuple(map(self._on_device, taps)) for taps in resize_taps(self._recipe, self._size, width, height)]
 
-    def _make_upscaling(self, width: int, height: int, factor: float) -> tuple[torch.Tensor, ...]:
-        plan = upscale_plan(width, height, factor)
-        # the plan is for rows of interleaved channels, here they are apart
-        columns = [part[::3] for part in (plan.left // 3, plan.right // 3, plan.left_weights, plan.right_weights)]
-        rows = plan.upper, plan.lower, plan.upper_weights, plan.lower_weights
-        return tuple(map(self._on_device, (*rows, *columns)))
+    def _make_upscale_taps(self, width: int, height: int, factor: float) -> list[tuple[torch.Tensor, ...]]:
+        return [tuple(map(self._on_device, taps)) for taps in upscale_taps(width, height, factor)]
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
