@@ -1,5 +1,7 @@
 """The encoder's way on CUDA, as far as it goes without a GPU: which batch, which engine, and what if one fails."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -78,14 +80,14 @@ def test_batches_in_flight_keep_their_own_rows(wanted, cuda_on_cpu):
     np.testing.assert_allclose(np.concatenate([part.result() for part in pending]), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), ValueError("x")])
+@pytest.mark.parametrize("error", [RuntimeError("not permitted when stream is capturing\nAt:"), ValueError("x")])
 def test_where_no_graph_can_be_captured_it_runs_without(wanted, cuda_on_cpu, monkeypatch, error):
     def refuse(run, device):
         raise error
 
     monkeypatch.setattr(cuda, "capture_graph", refuse)
     made = load()
-    assert made.how == "math"
+    assert made.how == f"math (without CUDA graph: {str(error).splitlines()[0]})"
     np.testing.assert_allclose(made.encode(clips_of(7)), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -112,6 +114,84 @@ def test_running_out_of_memory_halves_the_batch_and_captures_anew(wanted, cuda_o
     assert made.why["batch_size"] == "halved until it fitted the memory"
 
 
+def test_a_device_that_does_not_work_is_one_line(monkeypatch):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(encoder, "_choose_device", lambda device: (torch.device("cuda", 0), "fake"))
+    monkeypatch.setattr(encoder.Encoder, "_network", fails)
+    with pytest.raises(ModelError, match="vit_tiny in fp16 does not run on cuda:0: CUDA out of") as error:
+        load(device="cuda", precision="fp16")
+    assert "\n" not in str(error.value)
+
+
+class FakeAllocator:
+    """torch's, and whether it knows that its captures have ended."""
+
+    def __init__(self, monkeypatch, version, name="_cuda_endAllocateToPool"):
+        self.open, self.released = {(0, 1)}, []
+        monkeypatch.setattr(torch, "__version__", version)
+        for other in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+            monkeypatch.delattr(torch._C, other, raising=False)
+        monkeypatch.setattr(torch._C, name, self.end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, pool: self.released.append(pool), raising=False)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def end(self, index, pool):
+        if pool not in self.open:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.open.remove(pool)
+
+
+@pytest.mark.parametrize("name", ["_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"])
+def test_the_allocator_hears_of_the_end_of_a_capture_that_was_refused(monkeypatch, name):
+    allocator = FakeAllocator(monkeypatch, "2.10.0+cu128", name)
+    cuda.end_capture((0, 1), 0)
+    assert not allocator.open and allocator.released == [(0, 1)]
+    # one that it knows of, as where memory ran out: the graph gives its memory back
+    cuda.end_capture((0, 1), 0)
+    assert allocator.released == [(0, 1)]
+
+
+def test_a_refused_capture_is_ended(monkeypatch):
+    fakes = {name: mock.MagicMock() for name in ("device", "stream", "Stream", "current_stream", "CUDAGraph", "graph")}
+    for name in ("device", "stream", "graph"):
+        fakes[name].return_value.__exit__.return_value = False
+    ended = []
+    monkeypatch.setattr(cuda, "end_capture", lambda pool, index: ended.append((pool, index)))
+    with mock.patch.multiple(torch.cuda, graph_pool_handle=lambda: (0, 7), current_device=lambda: 3, **fakes):
+        run = mock.Mock(side_effect=[None, None, "rows"])
+        assert cuda.capture_graph(run, torch.device("cuda", 3))[1] == "rows" and not ended
+        with pytest.raises(RuntimeError, match="not permitted"):
+            cuda.capture_graph(mock.Mock(side_effect=[None, None, RuntimeError("not permitted")]), CPU)
+    assert ended == [((0, 7), 3)]
+    assert fakes["graph"].call_args.kwargs["capture_error_mode"] == "thread_local"
+
+
+def test_a_torch_that_ends_captures_itself_is_left_alone(monkeypatch):
+    allocator = FakeAllocator(monkeypatch, "2.12.0")
+    cuda.end_capture((0, 1), 0)
+    assert allocator.open and not allocator.released
+
+
+def attention_that_is_wrong(where):
+    """A scaled_dot_product_attention that forgets ``where`` of the keys."""
+    right = torch.nn.functional.scaled_dot_product_attention
+    return lambda q, k, v: right(q, k[:, :, where], v[:, :, where])
+
+
+def test_attention_is_tried_with_as_many_tokens_as_the_network_has(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda, "_BACKENDS", (SDPBackend.FLASH_ATTENTION,))
+    tried = cuda.attention_backend.__wrapped__
+    assert tried(CPU, torch.bfloat16, 2, 64, 288) == SDPBackend.FLASH_ATTENTION
+    # a kernel that loses what does not fill a tile of 256
+    monkeypatch.setattr(cuda.F, "scaled_dot_product_attention", attention_that_is_wrong(slice(256)))
+    assert tried(CPU, torch.bfloat16, 2, 64, 288) is None
+    assert tried(CPU, torch.bfloat16, 2, 64, 256) == SDPBackend.FLASH_ATTENTION
+    assert tried(CPU, torch.float32, 2, 64, 288) is None
+
+
 def test_too_little_memory_for_one_clip_is_one_line(cuda_on_cpu, monkeypatch):
     def capture(run, device):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -130,7 +210,7 @@ def test_torch_compile_is_left_out_where_it_fails(wanted, cuda_on_cpu, monkeypat
 
     monkeypatch.setattr(torch, "compile", compile)
     made = load(engine="compile")
-    assert made.how == "math, CUDA graph"
+    assert made.how == "math, CUDA graph (without torch.compile, math: Cannot find a working triton installation)"
     np.testing.assert_allclose(made.encode(clips_of(7)), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -276,9 +356,31 @@ def test_fp8_needs_a_gpu():
         load(precision="fp8")
 
 
-@pytest.mark.parametrize(("capability", "fits"), [((8, 0), False), ((8, 9), True), ((9, 0), True), ((12, 0), True)])
-def test_fp8_needs_the_matrix_units_for_it(monkeypatch, capability, fits):
+@pytest.mark.parametrize(
+    ("capability", "version", "says"),
+    [
+        ((8, 0), "2.10.0", "NVIDIA Fake has no fp8 products"), ((8, 9), "2.11.1+cu128", "it needs 2.12"),
+        ((8, 9), "2.12.0", None), ((9, 0), "2.5.1+cu124", None), ((12, 0), "2.10.0", None),
+    ],
+)  # fmt: skip
+def test_fp8_needs_the_matrix_units_for_it(monkeypatch, capability, version, says):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Fake")
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(fp8, "_refused", lambda device: None)
     reason = fp8.unavailable(torch.device("cuda:0"))
-    assert reason is None if fits else "NVIDIA A100 has no fp8 products" in reason
+    assert reason is None if says is None else says in reason
+
+
+def test_fp8_products_are_tried(monkeypatch):
+    monkeypatch.setattr(fp8, "scaled_product", emulate)
+    assert fp8._refused(CPU) is None
+
+    def refuse(*tensors):
+        raise RuntimeError("Rowwise scaling is not currently supported on your device\nException raised from ...")
+
+    monkeypatch.setattr(fp8, "scaled_product", refuse)
+    assert fp8._refused(CPU).endswith("here (Rowwise scaling is not currently supported on your device)")
+    for wrong in (1.02, torch.nan):
+        monkeypatch.setattr(fp8, "scaled_product", lambda *tensors, wrong=wrong: wrong * emulate(*tensors))
+        assert "wrong here" in fp8._refused(CPU)

@@ -7,6 +7,7 @@ kernels whatever company it has, which makes its features the same to the last b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.torch_version import TorchVersion
 
 from streamfeat.model.vit import ModelSize, VideoTransformer
 
@@ -87,18 +89,22 @@ def features(model: VideoTransformer, *, compiled: bool, backend: SDPBackend | N
 
 
 @functools.cache
-def attention_backend(device: torch.device, dtype: torch.dtype, heads: int, head_size: int) -> SDPBackend | None:
+def attention_backend(
+    device: torch.device, dtype: torch.dtype, heads: int, head_size: int, tokens: int
+) -> SDPBackend | None:
     """The fastest fused attention that works here for heads of this size; None: torch's own choice.
 
-    Works: it takes queries, keys and values as the network lays them out, and gives what plain attention gives.
+    Works: it takes queries, keys and values as the network lays them out, as many as it has (what a kernel gets wrong
+    is the end that does not fill its tile), and gives what plain attention gives.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return None
-    tokens = 256
     generator = torch.Generator(device).manual_seed(0)
     qkv = torch.randn(2, tokens, 3, heads, head_size, generator=generator, device=device, dtype=dtype)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    wanted = (q.float() @ k.float().transpose(-2, -1) * head_size**-0.5).softmax(-1) @ v.float()
+    compared = [0, heads - 1]
+    few = [part[:, compared].float() for part in (q, k, v)]
+    wanted = (few[0] @ few[1].transpose(-2, -1) * head_size**-0.5).softmax(-1) @ few[2]
     hopper = torch.cuda.get_device_capability(device) >= (9, 0)
     for backend in _BACKENDS if hopper else _BACKENDS_BEFORE_HOPPER:
         try:
@@ -107,7 +113,7 @@ def attention_backend(device: torch.device, dtype: torch.dtype, heads: int, head
                 found = F.scaled_dot_product_attention(q, k, v)
         except RuntimeError:
             continue
-        if (found.float() - wanted).norm() < _ATTENTION_ERROR * wanted.norm():
+        if (found[:, compared].float() - wanted).norm() < _ATTENTION_ERROR * wanted.norm():
             return backend
     return None
 
@@ -121,6 +127,9 @@ class Runner:
         batch_size: clips that go through at once.
         clip_shape: ``(3, T, S, S)``.
 
+    Attributes:
+        how: for people: the way that is taken, and why a better one is not.
+
     Raises:
         torch.OutOfMemoryError: a batch of this size does not fit.
     """
@@ -132,15 +141,17 @@ class Runner:
         self._clips = torch.zeros(batch_size, *clip_shape, dtype=dtype, device=device)
         self._rows: Tensor | None = None
         self._replay: Callable[[], object] | None = None
-        self._forward = self._first_that_works(forwards)
+        self._forward, name, failed = self._first_that_works(forwards)
+        means = [name] if name else []
         if capture:
             try:
                 self._replay, self._rows = capture_graph(lambda: self._forward(self._clips), device)
-                self.how = f"{self.how}, CUDA graph" if self.how else "CUDA graph"
+                means.append("CUDA graph")
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # whatever the driver, a library or another thread has against it
-                self._replay = None
+            except Exception as error:  # whatever the driver, a library or another thread has against it
+                failed.append(f"without CUDA graph: {_line(error)}")
+        self.how = ", ".join(means) + (f" ({'; '.join(failed)})" if failed else "")
 
     def __call__(self, clips: Tensor) -> Tensor:
         """Rows of ``clips``, at most ``batch_size`` of them. They are overwritten by the next call on the stream."""
@@ -150,21 +161,25 @@ class Runner:
         self._replay()
         return self._rows[: len(clips)]
 
-    def _first_that_works(self, forwards: Sequence[tuple[str, Forward]]) -> Forward:
+    def _first_that_works(self, forwards: Sequence[tuple[str, Forward]]) -> tuple[Forward, str, list[str]]:
+        """The way, its name, and why those before it are not taken."""
         *others, (last_name, last) = forwards
+        failed = []
         for name, forward in others:
             try:
                 forward(self._clips)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # no compiler, no Triton, or a defect in them
+            except Exception as error:  # no compiler, no Triton, or a defect in them
+                failed.append(f"without {name}: {_line(error)}")
                 continue
-            #: for people
-            self.how = name
-            return forward
+            return forward, name, failed
         last(self._clips)
-        self.how = last_name
-        return last
+        return last, last_name, failed
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def capture_graph(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
@@ -180,10 +195,34 @@ def capture_graph(run: Callable[[], Tensor], device: torch.device) -> tuple[Call
             for _ in range(2):
                 run()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            rows = run()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                rows = run()
+        except BaseException:
+            end_capture(pool, torch.cuda.current_device())
+            raise
     return graph.replay, rows
+
+
+def end_capture(pool: tuple[int, int], device_index: int) -> None:
+    """Tell torch's allocator that a capture into ``pool`` has ended.
+
+    One that CUDA refuses goes on for ever as far as torch before 2.12 knows (PyTorch pull request 180395), as it asks
+    for the error first. From then on no memory that a second stream has used is ever free again, and that is how
+    decoded frames come.
+    """
+    if TorchVersion(torch.__version__) >= (2, 12):
+        return
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    end = end or getattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", None)  # its name in 2.5
+    if end is None:
+        return
+    with contextlib.suppress(RuntimeError):  # this one was ended properly
+        end(device_index, pool)
+        # only here: an allocator that knew of the end is told this by the graph
+        torch._C._cuda_releasePool(device_index, pool)
+        torch.cuda.empty_cache()
 
 
 def send(rows: Tensor) -> Callable[[], Tensor]:

@@ -75,7 +75,14 @@ def load_encoder(
         raise ModelError(f"no engine named {engine!r}; there are auto, {', '.join(cuda.ENGINES)}")
     if engine == "auto":
         engine = "compile" if precision == "fp8" else "graph"
-    encoder = Encoder(loaded, device, precision, tuple(stats), image_size, clip_frames, batch_size, engine)
+    try:
+        encoder = Encoder(loaded, device, precision, tuple(stats), image_size, clip_frames, batch_size, engine)
+    except RuntimeError as error:
+        if device.type == "cpu":
+            raise
+        # torch.OutOfMemoryError is one too
+        raise ModelError(f"{loaded.size.name} in {precision} does not run on {device}: {str(error).splitlines()[0]};"
+                         f" free some of its memory, use another device, or ask streamfeat doctor") from error
     encoder.why |= {"device": why_device, "precision": why_precision}
     return encoder
 
@@ -247,8 +254,8 @@ class Encoder:
         dtype = self.input_dtype
         if self.precision == "fp8":
             model, dtype = fp8.convert(model), torch.bfloat16
-        heads = self.size.heads
-        backend = cuda.attention_backend(self.device, dtype, heads, self.size.channels // heads)
+        heads, tokens = self.size.heads, math.prod(self.size.grid(*self.clip_shape[1:3]))
+        backend = cuda.attention_backend(self.device, dtype, heads, self.size.channels // heads, tokens)
         attention = f"{backend.name.lower().replace('_', ' ')}" if backend is not None else ""
         ways = []
         for compiled in (True, False) if engine == "compile" else (False,):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 from streamfeat.model.vit import Block, VideoTransformer
 
@@ -25,17 +26,43 @@ _LARGEST = 448.0
 _SMALLEST_AMAX = 1e-12
 #: compute capability of Ada, the first with these matrix units
 _CAPABILITY = (8, 9)
+#: relative error of a product that works: it accumulates in fewer bits than fp32 has, and is rounded to bfloat16
+_PRODUCT_ERROR = 1e-2
 
 
 def unavailable(device: torch.device) -> str | None:
     """Why ``device`` cannot run this, in one line; None if it can."""
     if device.type != "cuda":
         return f"{device} has no fp8 products; it needs an NVIDIA GPU of Ada, Hopper or Blackwell"
-    if torch.cuda.get_device_capability(device) < _CAPABILITY:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} has no fp8 products; it needs Ada, Hopper or Blackwell"
     if not hasattr(torch, "_scaled_mm"):
         return f"torch {torch.__version__} has no scaled products"
+    if capability == _CAPABILITY and TorchVersion(torch.__version__) < (2, 12):
+        # PyTorch issue 177651: a product there may hang, or use what is not ready
+        return f"torch {torch.__version__} prepares fp8 products of Ada on another stream than theirs; it needs 2.12"
+    return _refused(device)
+
+
+def _refused(device: torch.device) -> str | None:
+    """Why torch's scaled product does not work on ``device``: its kernels depend on how torch was built."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 256, generator=generator).to(device) for n in (300, 512))
+    (rows, scale), (weight, weight_scale) = quantise(x), quantise(weight)
+    bias = torch.randn(512, generator=generator).to(device, torch.bfloat16)
+    wanted = (rows.float() * scale) @ (weight.float() * weight_scale).t() + bias.float()
+    try:
+        found = scaled_product(rows, scale, weight, weight_scale.view(1, -1), bias).float()
+    except RuntimeError as error:
+        return f"torch {torch.__version__} has no fp8 products with a scale for each row here ({_first_line(error)})"
+    if not (found - wanted).norm() < _PRODUCT_ERROR * wanted.norm():
+        return f"torch {torch.__version__} gets fp8 products with a scale for each row wrong here"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
