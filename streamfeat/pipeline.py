@@ -182,6 +182,7 @@ def extract(
     except MemoryError as error:
         raise RunError("out of memory: a smaller --batch-size or fewer --lanes may help") from error
     finally:
+        encoder.close()
         reporter.close()
     return summary
 
@@ -331,7 +332,7 @@ class _Run:
                 if not self._stop.is_set():
                     for batch in self._batcher.rest():
                         self._encode(batch)
-                while self._in_flight:
+                while self._in_flight and not (self._stop.is_set() and self._is_futile()):
                     self._collect()
         finally:
             self._lanes.close()
@@ -446,6 +447,10 @@ class _Run:
 
     def _is_pending(self, key: Hashable) -> bool:
         return self._batcher.pending(key) or any(owner == key for keys, _ in self._in_flight for owner, _ in keys)
+
+    def _is_futile(self) -> bool:
+        """Whether what is in flight completes no video."""
+        return not any(job.ended and not self._batcher.pending((name, job.attempt)) for name, job in self._jobs.items())
 
     def _fail(self, video: Video, stage: str, reason: str) -> None:
         self._drop(video.name)

@@ -1,5 +1,8 @@
 """Clips to features: statistics, precisions, batches, non-finite rows, refusals."""
 
+import threading
+from concurrent.futures import CancelledError
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +154,64 @@ def test_submitted_work_comes_back_as_its_own():
         np.testing.assert_array_equal(work.result(), encoder.encode(clips))
 
 
+class Gate:
+    """Holds up every clip that a worker takes until it is opened."""
+
+    def __init__(self, made, monkeypatch):
+        self.opened, self.taken = threading.Event(), threading.Semaphore(0)
+        forward = made._forward
+
+        def held_up(clip):
+            self.taken.release()
+            assert self.opened.wait(10), "nobody opened the gate"
+            return forward(clip)
+
+        monkeypatch.setattr(made, "_forward", held_up)
+
+
+def test_submitting_waits_for_nothing(monkeypatch):
+    made = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    batches = [clips_of(made.batch_size, seed) for seed in range(1 + made.ahead)]
+    wanted = [made.encode(clips) for clips in batches]
+    gate = Gate(made, monkeypatch)
+    pending = [made.submit(clips) for clips in batches]
+    for _ in range(made.batch_size):
+        assert gate.taken.acquire(timeout=10), "the clips of a batch are not computed all at once"
+    gate.opened.set()
+    for work, rows in zip(pending, wanted, strict=True):
+        np.testing.assert_array_equal(work.result(), rows)
+
+
+def test_what_was_not_begun_when_it_is_closed_never_is(monkeypatch):
+    made = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    gate = Gate(made, monkeypatch)
+    pending = [made.submit(clips_of(made.batch_size)) for _ in range(3)]
+    for _ in range(made.batch_size):
+        gate.taken.acquire(timeout=10)
+    made.close()
+    gate.opened.set()
+    assert pending[0].result().shape == (made.batch_size, 3, 128)
+    for work in pending[1:]:
+        with pytest.raises(CancelledError):
+            work.result()
+    assert not gate.taken.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("count", [1, "batch", "more"])
+def test_what_goes_wrong_in_a_worker_is_raised_by_the_result(count, monkeypatch):
+    def broken(tokens, *rest):
+        raise RuntimeError("could not allocate a tensor")
+
+    made = load_encoder("random", size="vit_tiny", device="cpu", **SMALL)
+    clips = clips_of({1: 1, "batch": made.batch_size, "more": 2 * made.batch_size + 1}[count])
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "pool", broken)
+        pending = made.submit(clips)
+        with pytest.raises(RuntimeError, match="could not allocate"):
+            pending.result()
+    assert made.encode(clips).shape == (len(clips), 3, 128)
+
+
 def test_any_floating_type_and_layout_of_clips_is_taken():
     encoder = load_encoder("random", size="vit_tiny", precision="fp32", device="cpu", **SMALL)
     clips = clips_of(2).half().float()
@@ -189,25 +250,6 @@ def test_only_rows_that_stay_broken_come_back_as_nan(precision):
     features = encoder.encode(clips)
     assert np.isnan(features[2]).all()
     np.testing.assert_allclose(features[[0, 1, 3]], wanted[[0, 1, 3]], rtol=1e-2, atol=1e-2)
-
-
-def test_running_out_of_memory_halves_the_batch(monkeypatch):
-    encoder = load_encoder("random", size="vit_tiny", precision="fp32", batch_size=8, device="cpu", **SMALL)
-    clips = clips_of(5)
-    wanted = encoder.encode(clips)
-    forward = encoder._forward
-
-    def small_device(clips):
-        if len(clips) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(clips)
-
-    monkeypatch.setattr(encoder, "_forward", small_device)
-    np.testing.assert_allclose(encoder.encode(clips), wanted, rtol=1e-4, atol=1e-5)
-    assert encoder.batch_size == 2
-    monkeypatch.setattr(encoder, "_forward", lambda clips: small_device(clips_of(3)))
-    with pytest.raises(ModelError, match="not enough free memory for one clip of vit_tiny in fp32"):
-        encoder.encode(clips)
 
 
 def test_auto_takes_what_this_machine_gains_by(monkeypatch):

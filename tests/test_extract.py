@@ -459,17 +459,22 @@ def test_the_bar_tells_where_the_run_is(videos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ModelError])
-def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, monkeypatch, kind):
-    def broken(self, clips):
+@pytest.mark.parametrize("broken_part", ["Encoder.submit", "Pending.result", "pool"])
+def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, monkeypatch, kind, broken_part):
+    def broken(*arguments):
         raise kind("the device fell off the bus")
 
-    monkeypatch.setattr(Encoder, "submit", broken)
+    closed = []
+    monkeypatch.setattr(f"streamfeat.model.encoder.{broken_part}", broken)
+    monkeypatch.setattr(Encoder, "close", lambda self: closed.append(self))
     with pytest.raises(RunError, match="fell off the bus"):
         streamfeat.extract(videos, tmp_path / "out.h5", **SMALL_PYTHON)
+    # or the process would compute what is still queued before it ends
+    assert len(closed) == 1
 
 
 class AheadEncoder:
-    """An encoder as on a GPU: a batch is submitted before the last one is read, whose clips must be there still."""
+    """An encoder that tells in which order it is used, and reads a batch's clips as late as one may."""
 
     def __init__(self, real):
         self.real, self.ahead, self.log = real, 1, []
@@ -528,6 +533,23 @@ def test_what_is_in_flight_at_an_interruption_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "load_encoder", lambda *a, **k: Stopping(load_encoder(*a, **k)))
     summary = streamfeat.extract(videos, tmp_path / "out.h5", **SMALL_PYTHON, batch_size=4, lanes=1, stop=stop)
     assert not summary.complete and summary.done >= 1
+
+
+def test_what_completes_no_video_is_not_waited_for_at_an_interruption(tmp_path, monkeypatch):
+    write_video(tmp_path / "long.mp4", 200)
+    stop, made = threading.Event(), []
+
+    class Stopping(AheadEncoder):
+        def submit(self, samples):
+            stop.set()
+            return super().submit(samples)
+
+    monkeypatch.setattr(
+        pipeline, "load_encoder", lambda *a, **k: made.append(Stopping(load_encoder(*a, **k))) or made[-1]
+    )
+    summary = streamfeat.extract(tmp_path / "long.mp4", tmp_path / "out.h5", **SMALL_PYTHON, stop=stop)
+    assert not summary.complete and summary.done == 0
+    assert made[0].log == [("submit", 0)]
 
 
 def test_one_line_says_what_was_chosen_and_why(videos, tmp_path):

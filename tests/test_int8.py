@@ -1,5 +1,7 @@
 """Products in 8-bit integers on CPUs: what they give, and when they are refused."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,21 @@ def test_it_is_refused_where_it_is_too_coarse(stand_in, monkeypatch):  # noqa: F
         made.encode(clips_of(2))
     monkeypatch.setattr(encoder, "LOWEST_COSINE", 0.5)
     made.encode(clips_of(2))
+
+
+@needs_integers
+def test_the_first_batch_is_computed_once_beside_its_reference_which_all_cores_share(monkeypatch):
+    made = load_encoder("random", size="vit_tiny", precision="int8", device="cpu", **SMALL)
+    workers, pool = [], encoder.pool
+
+    def noted(*arguments):
+        workers.append(threading.current_thread().name)
+        return pool(*arguments)
+
+    monkeypatch.setattr(encoder, "pool", noted)
+    made.encode(clips_of(2 * made.batch_size))
+    assert len(workers) == 3 * made.batch_size
+    assert all(name.startswith("streamfeat-encode") for name in workers)
 
 
 def test_it_is_refused_where_it_cannot_be():

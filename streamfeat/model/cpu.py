@@ -49,7 +49,7 @@ def _has(feature: str) -> bool:
 
 
 class Workers:
-    """Threads that each take one clip of a batch at a time."""
+    """Threads that each take one clip at a time, in the order in which they came."""
 
     def __init__(self) -> None:
         cores = torch.get_num_threads()
@@ -66,17 +66,21 @@ class Workers:
             started.result()
         torch.set_num_threads(cores)
 
-    def spread(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """``forward``, clip by clip: as many at once as there are workers, those left over on all cores together."""
+    def start(self, forward: Callable[[Tensor], Tensor], clips: Tensor) -> Callable[[], Tensor]:
+        """Have ``forward`` done for each of ``clips``, without waiting.
 
-        def spread_forward(clips: Tensor) -> Tensor:
-            single = clips.split(1)
-            shared = len(single) - len(single) % self.count if self.count > 1 else 0
-            rows = list(self._pool.map(forward, single[:shared]))
-            rows += [forward(clip) for clip in single[shared:]]
-            return torch.cat(rows)
+        Returns a function that waits for the rows, and raises what ``forward`` raised. Fewer clips than workers are
+        not begun before that: whoever waits computes them, one by one on all cores together.
+        """
+        single = clips.split(1)
+        if len(single) < self.count:
+            return lambda: torch.cat([forward(clip) for clip in single])
+        rows = [self._pool.submit(forward, clip) for clip in single]
+        return lambda: torch.cat([row.result() for row in rows])
 
-        return spread_forward
+    def close(self) -> None:
+        """What was not begun is dropped, and nothing can be started any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def optimise(model: VideoTransformer, *, int8: bool = False) -> Callable[[Tensor], Tensor]:

@@ -128,7 +128,7 @@ class Encoder:
         # Memory-mapped from the file, so keeping them for a rerun in fp32 takes no memory of its own.
         self._weights = weights
         self._workers = cpu.Workers() if device.type == "cpu" else None
-        self.ahead = 0 if self._workers else 1
+        self.ahead = 1
         self.why = {"device": "", "precision": "", "batch_size": "asked for"}
         self._forward_exact: Callable[[Tensor], Tensor] | None = None
         self.exact_reruns = 0
@@ -143,6 +143,11 @@ class Encoder:
             torch.cuda.synchronize(device)
         else:
             self._forward = self._pooled(cpu.optimise(self._network(self.input_dtype), int8=precision == "int8"))
+
+    def close(self) -> None:
+        """End the threads of a CPU: what was submitted and not begun is dropped, and nothing can be submitted."""
+        if self._workers is not None:
+            self._workers.close()
 
     def encode(self, clips: Tensor) -> np.ndarray:
         """Features of normalised clips.
@@ -168,30 +173,40 @@ class Encoder:
         return torch.cuda.stream(torch.cuda.Stream(self.device))
 
     def submit(self, clips: Tensor) -> Pending:
-        """Start encoding as ``encode`` does; on CUDA without waiting for the device."""
+        """Start encoding as ``encode`` does, without waiting for it.
+
+        ``Pending.result`` waits, and raises what went wrong meanwhile. But the very first batch in fp8 or int8 is
+        computed, and checked, before this returns.
+        """
         if clips.ndim != 5 or tuple(clips.shape[1:]) != self.clip_shape or not clips.is_floating_point():
             raise ModelError(f"clips must be floating point (B, {', '.join(map(str, self.clip_shape))}), not"
                              f" {clips.dtype} {tuple(clips.shape)}")
-        if not self._is_checked and len(clips):
-            self._check_against_reference(clips[: self.batch_size])
         parts = []
         done = 0
         while done < len(clips):
             part = clips[done : done + self.batch_size]
             try:
-                rows = self._forward(part.to(self.device, self.input_dtype, non_blocking=True))
-                parts.append(cuda.send(rows) if self._workers is None else lambda rows=rows: rows)
+                parts.append(self._start(part))
                 done += len(part)
                 continue
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError:  # of a GPU
                 pass  # its traceback holds what was computed so far, and goes only with the end of this block
-            if self._workers is None:
-                torch.cuda.synchronize(self.device)  # earlier parts may still be in the graph that goes now
-                self._forward = None
+            torch.cuda.synchronize(self.device)  # earlier parts may still be in the graph that goes now
+            self._forward = None
             self._halve_batch()
-            if self._workers is None:
-                self._forward = self._runner()
+            self._forward = self._runner()
+        if parts and not self._is_checked:
+            rows = parts[0]()
+            self._check_against_reference(clips[: len(rows)], rows)
+            parts[0] = lambda: rows
         return Pending(self, clips, parts)
+
+    def _start(self, clips: Tensor) -> Callable[[], Tensor]:
+        """Start computing a batch at most; returns a function that waits for its rows."""
+        clips = clips.to(self.device, self.input_dtype, non_blocking=True)
+        if self._workers is not None:
+            return self._workers.start(self._forward, clips)
+        return cuda.send(self._forward(clips))
 
     def _halve_batch(self) -> None:
         if self.batch_size == 1:
@@ -212,13 +227,11 @@ class Encoder:
                 pass
             self._halve_batch()
 
-    def _check_against_reference(self, clips: Tensor) -> None:
-        """Raises ModelError where the precision changes the features of ``clips`` too much."""
+    def _check_against_reference(self, clips: Tensor, rows: Tensor) -> None:
+        """Raises ModelError where ``rows`` of ``clips`` are too far from those in the precision of reference."""
         name = _REFERENCES[self.precision]
-        reference = self._build(PRECISIONS[name])
-        clips = clips.to(self.device, self.input_dtype)
-        wanted = torch.cat([reference(clip) for clip in clips.split(1)])
-        cosines = F.cosine_similarity(self._forward(clips), wanted, dim=-1)
+        wanted = self._one_by_one(self._build(PRECISIONS[name]), clips, PRECISIONS[name])
+        cosines = F.cosine_similarity(rows, wanted, dim=-1)
         # what overflows has nothing to be compared with: it is computed again in fp32
         cosine = cosines.nan_to_num(nan=1.0).min().item()
         if cosine < LOWEST_COSINE:
@@ -230,8 +243,13 @@ class Encoder:
         self.exact_reruns += 1
         if self._forward_exact is None:
             self._forward_exact = self._forward if self.precision == "fp32" else self._build(torch.float32)
-        rows = [self._forward_exact(clip.to(self.device, torch.float32)).cpu() for clip in clips.split(1)]
-        return torch.cat(rows)
+        return self._one_by_one(self._forward_exact, clips, torch.float32)
+
+    def _one_by_one(self, forward: Callable[[Tensor], Tensor], clips: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of ``clips`` in ``dtype``, on the CPU. On a GPU clip by clip, which takes little of its memory."""
+        if self._workers is not None:
+            return self._workers.start(forward, clips.to(self.device, dtype))()
+        return torch.cat([forward(clip.to(self.device, dtype)).cpu() for clip in clips.split(1)])
 
     def _build(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """``(B, 3, T, S, S)`` of ``dtype`` to float32 rows ``(B, *row_shape)``, both on the device."""
@@ -246,7 +264,7 @@ class Encoder:
             with torch.inference_mode():
                 return pool(features(clips), self.statistics, *norm).view(-1, *self.row_shape)
 
-        return forward if self._workers is None else self._workers.spread(forward)
+        return forward
 
     def _ways_on_cuda(self, engine: str) -> tuple[list[tuple[str, Callable[[Tensor], Tensor]]], bool]:
         """Ways to run the network, best first, with their names; and whether to capture the one that works."""
