@@ -295,18 +295,23 @@ def test_video_labels(tmp_path):
         read_video_labels(source)
 
 
+def write_by_name(source, labels):
+    """``{name: labels}`` in the form that the extension says."""
+    match source.suffix:
+        case ".npz":
+            np.savez(source, **labels)
+        case ".npy":
+            np.save(source, labels)
+        case ".json":
+            source.write_text(json.dumps(labels))
+        case ".pkl":
+            source.write_bytes(pickle.dumps(labels))
+
+
 @pytest.mark.parametrize("form", ["gt.npz", "gt.npy", "gt.json", "gt.pkl"])
 def test_video_labels_of_every_form(tmp_path, form):
-    source, labels = tmp_path / form, {"a": [1.0], "b": 0}
-    match form:
-        case "gt.npz":
-            np.savez(source, **labels)
-        case "gt.npy":
-            np.save(source, labels)
-        case "gt.json":
-            source.write_text(json.dumps(labels))
-        case _:
-            source.write_bytes(pickle.dumps(labels))
+    source = tmp_path / form
+    write_by_name(source, {"a": [1.0], "b": 0})
     assert read_video_labels(source) == {"a": 1, "b": 0}
 
 
@@ -346,21 +351,15 @@ def test_one_array_with_a_label_for_every_frame(tmp_path):
 
 @pytest.mark.parametrize("form", ["gt.npz", "gt.npy", "gt.json", "gt.pkl", "gt.txt", "folder"])
 def test_a_list_that_nothing_follows_is_an_error(tmp_path, form):
-    source, labels = tmp_path / form, {"a": [0, 1]}
+    source = tmp_path / form
     match form:
-        case "gt.npz":
-            np.savez(source, **labels)
-        case "gt.npy":
-            np.save(source, labels)
-        case "gt.json":
-            source.write_text(json.dumps(labels))
-        case "gt.pkl":
-            source.write_bytes(pickle.dumps(labels))
         case "gt.txt":
             source.write_text("a_label_G 1 2\n")
-        case _:
+        case "folder":
             source.mkdir()
-            np.save(source / "a.npy", labels["a"])
+            np.save(source / "a.npy", [0, 1])
+        case _:
+            write_by_name(source, {"a": [0, 1]})
     assert read_labels(source, {"a": 2}).frame
     said = rf"^{re.escape(str(source))}: names its videos itself: leave out --list, which is for one flat array$"
     with pytest.raises(LabelError, match=said):
