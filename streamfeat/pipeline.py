@@ -22,6 +22,7 @@ from streamfeat.model import Encoder, ModelError, load_encoder
 from streamfeat.progress import Counters, Quiet, Reporter
 from streamfeat.recipe import Recipe, RecipeError
 from streamfeat.store import FeatureStore, Header, StoredVideo, StoreError, StoreWriter, WriterThread, check_names
+from streamfeat.text import first_line
 from streamfeat.videos import InputError, Video, find_videos
 
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ def _model_errors() -> Iterator[None]:
         yield
     except (RuntimeError, ModelError) as error:
         raise RunError(
-            f"the model broke off: {str(error).splitlines()[0]}; what was done is kept, "
+            f"the model broke off: {first_line(error)}; what was done is kept, "
             "and the same command goes on where this one ended"
         ) from error
 

@@ -458,16 +458,19 @@ def test_the_bar_tells_where_the_run_is(videos, tmp_path):
     assert "2/4 videos" in drawn and "9 clips" in drawn and "1 failed" in drawn and " left" in drawn
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, ModelError])
+@pytest.mark.parametrize(("error", "said"), [
+    (RuntimeError, "broke off: RuntimeError; "),
+    (ModelError("the device fell off the bus\nand so on"), "broke off: the device fell off the bus; "),
+], ids=["RuntimeError", "ModelError"])
 @pytest.mark.parametrize("broken_part", ["Encoder.submit", "Pending.result", "pool"])
-def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, monkeypatch, kind, broken_part):
+def test_an_error_of_the_model_breaks_off_and_hangs_nobody(videos, tmp_path, monkeypatch, error, said, broken_part):
     def broken(*arguments):
-        raise kind("the device fell off the bus")
+        raise error
 
     closed = []
     monkeypatch.setattr(f"streamfeat.model.encoder.{broken_part}", broken)
     monkeypatch.setattr(Encoder, "close", lambda self: closed.append(self))
-    with pytest.raises(RunError, match="fell off the bus"):
+    with pytest.raises(RunError, match=said):
         streamfeat.extract(videos, tmp_path / "out.h5", **SMALL_PYTHON)
     # or the process would compute what is still queued before it ends
     assert len(closed) == 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from streamfeat.decode import dali
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.streams import own_stream
+from streamfeat.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class JpegFrames:
         try:
             files = encode_jpeg(pictures, self._quality)
         except RuntimeError as error:
-            raise FallBack(f"nvJPEG: {str(error).splitlines()[0]}") from error
+            raise FallBack(f"nvJPEG: {first_line(error)}") from error
         self._wait()
         return [file.cpu().numpy().tobytes() for file in files]
 

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from streamfeat.text import first_line
+
 #: seconds
 _HUB_TIMEOUT = 3.0
 #: of the video that DALI is to decode; wide and high enough for every NVDEC
@@ -64,12 +66,12 @@ def torch(gpus: bool) -> dict[str, Any]:
         try:
             torch.cuda.init()
         except RuntimeError as error:
-            facts["problem"] = _line(error)
+            facts["problem"] = first_line(error)
     for name in names:
         try:
             facts["devices"][name] = _encode(name)
         except Exception as error:
-            facts["devices"][name] = {"problem": _line(error)}
+            facts["devices"][name] = {"problem": first_line(error)}
     return facts
 
 
@@ -101,7 +103,7 @@ def dali() -> dict[str, Any]:
         try:
             facts["decoded"] = decode("cuda", "h264", "mp4")
         except Exception as error:
-            facts["problem"] = _line(error)
+            facts["problem"] = first_line(error)
     return facts
 
 
@@ -169,7 +171,7 @@ def hub() -> dict[str, Any]:
     try:
         huggingface_hub.HfApi().model_info(DEFAULT, timeout=_HUB_TIMEOUT)
     except Exception as error:
-        facts["problem"] = _line(error)
+        facts["problem"] = first_line(error)
     return facts
 
 
@@ -203,11 +205,6 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):  # not there, or "max"
         return None
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 #: name -> what is run under it

@@ -17,6 +17,7 @@ from streamfeat.labels import annotations, unpickle
 from streamfeat.labels.errors import LabelError, twice
 from streamfeat.labels.flat import split_flat
 from streamfeat.labels.values import MAX_LABELS, frame_labels, video_label
+from streamfeat.text import first_line
 
 #: bytes of a label file; XD-Violence as float64 takes 150 MB
 MAX_BYTES = 1 << 30
@@ -209,7 +210,7 @@ def _read_npy(name: str, data: bytes) -> Any:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
     except (ValueError, EOFError, RecursionError) as error:
-        raise LabelError(f"{name}: not a .npy ({str(error).splitlines()[0]})") from None
+        raise LabelError(f"{name}: not a .npy ({first_line(error)})") from None
     if dtype.hasobject:
         try:
             content = unpickle.loads(data[file.tell() :])

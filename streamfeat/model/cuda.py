@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.torch_version import TorchVersion
 
 from streamfeat.model.vit import ModelSize, VideoTransformer
+from streamfeat.text import first_line
 
 #: how the network's operations reach the GPU: captured, compiled by torch.compile and captured, or one by one
 ENGINES = ("graph", "compile", "eager")
@@ -150,7 +151,7 @@ class Runner:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever the driver, a library or another thread has against it
-                failed.append(f"without CUDA graph: {_line(error)}")
+                failed.append(f"without CUDA graph: {first_line(error)}")
         self.how = ", ".join(means) + (f" ({'; '.join(failed)})" if failed else "")
 
     def __call__(self, clips: Tensor) -> Tensor:
@@ -171,15 +172,11 @@ class Runner:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # no compiler, no Triton, or a defect in them
-                failed.append(f"without {name}: {_line(error)}")
+                failed.append(f"without {name}: {first_line(error)}")
                 continue
             return forward, name, failed
         last(self._clips)
         return last, last_name, failed
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def capture_graph(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:

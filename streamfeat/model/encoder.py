@@ -15,6 +15,7 @@ from streamfeat.model import cpu, cuda, fp8, int8
 from streamfeat.model import weights as weights_module
 from streamfeat.model.vit import LAYER_NORM_EPS, ModelError, ModelSize, VideoTransformer
 from streamfeat.model.weights import DEFAULT, Weights, WeightsError
+from streamfeat.text import first_line
 
 __all__ = ["DEFAULT", "PRECISIONS", "STATISTICS", "Encoder", "ModelError", "WeightsError", "load_encoder"]
 
@@ -81,7 +82,7 @@ def load_encoder(
         if device.type == "cpu":
             raise
         # torch.OutOfMemoryError is one too
-        raise ModelError(f"{loaded.size.name} in {precision} does not run on {device}: {str(error).splitlines()[0]};"
+        raise ModelError(f"{loaded.size.name} in {precision} does not run on {device}: {first_line(error)};"
                          f" free some of its memory, use another device, or ask streamfeat doctor") from error
     encoder.why |= {"device": why_device, "precision": why_precision}
     return encoder

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
 from streamfeat.model.vit import Block, VideoTransformer
+from streamfeat.text import first_line
 
 _E4M3 = torch.float8_e4m3fn
 #: the largest number of e4m3
@@ -55,14 +56,10 @@ def _refused(device: torch.device) -> str | None:
     try:
         found = scaled_product(rows, scale, weight, weight_scale.view(1, -1), bias).float()
     except RuntimeError as error:
-        return f"torch {torch.__version__} has no fp8 products with a scale for each row here ({_first_line(error)})"
+        return f"torch {torch.__version__} has no fp8 products with a scale for each row here ({first_line(error)})"
     if not (found - wanted).norm() < _PRODUCT_ERROR * wanted.norm():
         return f"torch {torch.__version__} gets fp8 products with a scale for each row wrong here"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from streamfeat.model.vit import SIZES, ModelError, ModelSize, parameter_shapes
+from streamfeat.text import first_line
 
 #: weights made from a seed; their features mean nothing
 RANDOM = "random"
@@ -195,8 +196,8 @@ def _from_hub(repo: str) -> Path:
     except Exception as error:
         folder = repo.partition("/")[2]
         raise WeightsError(
-            f"{repo}: not in the local cache, and the Hugging Face hub gives no answer ({_reason(error)}); where there"
-            f" is network run `hf download {repo} --local-dir {folder}`, bring the folder here and pass"
+            f"{repo}: not in the local cache, and the Hugging Face hub gives no answer ({first_line(error)}); where"
+            f" there is network run `hf download {repo} --local-dir {folder}`, bring the folder here and pass"
             f" --weights {folder}; or pass any checkpoint by --weights FILE"
         ) from error
     raise WeightsError(f"{repo}: has neither {' nor '.join(FILE_NAMES)}")
@@ -218,7 +219,7 @@ def _from_file(path: Path, source: str) -> Weights:
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error.__cause__
     except OSError as error:
-        raise WeightsError(f"{source}: {error.strerror or _reason(error)}") from error
+        raise WeightsError(f"{source}: {error.strerror or first_line(error)}") from error
     return Weights(state, size, source, digest)
 
 
@@ -229,7 +230,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except safetensors.SafetensorError as error:
-        raise WeightsError(f"not a whole safetensors file ({_reason(error)})") from error
+        raise WeightsError(f"not a whole safetensors file ({first_line(error)})") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -245,7 +246,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:
-        raise WeightsError(f"not a checkpoint that torch can read ({_reason(error)})") from error
+        raise WeightsError(f"not a checkpoint that torch can read ({first_line(error)})") from error
     return _unwrap(content)
 
 
@@ -372,8 +373,3 @@ def _describe(value: Tensor) -> str:
 def _some(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
