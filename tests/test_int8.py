@@ -8,12 +8,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from streamfeat.model import ModelError, encoder, int8, load_encoder
+from streamfeat.model import ModelError, encoder, int8, kernels, load_encoder
 from tests.test_encoder import SMALL, clips_of, least_cosine, stand_in  # noqa: F401
 
 needs_integers = pytest.mark.skipif(
     int8.unavailable(torch.device("cpu")) is not None, reason="this processor has no exact products of 8-bit integers"
 )
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    monkeypatch.setattr(kernels, "unavailable", lambda: "not here")
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def way(request):
+    """Each of the two ways to run models in int8."""
+    if request.param == "torch":
+        request.getfixturevalue("no_kernels")
+    elif reason := kernels.unavailable():
+        pytest.skip(reason)
 
 
 def layer_of(inputs, outputs, seed=0):
@@ -75,7 +89,7 @@ def test_what_is_not_finite_stays_so():
 
 
 @needs_integers
-def test_features_are_those_of_fp32(stand_in):  # noqa: F811
+def test_features_are_those_of_fp32(stand_in, way):  # noqa: F811
     exact = load_encoder(stand_in, precision="fp32", device="cpu", **SMALL)
     coarse = load_encoder(stand_in, precision="int8", device="cpu", **SMALL)
     clips = clips_of(5)
@@ -88,7 +102,7 @@ def test_features_are_those_of_fp32(stand_in):  # noqa: F811
 
 
 @needs_integers
-def test_rows_that_are_not_finite_are_computed_again_in_fp32():
+def test_rows_that_are_not_finite_are_computed_again_in_fp32(way):
     made = load_encoder("random", size="vit_tiny", precision="int8", device="cpu", **SMALL)
     clips = clips_of(3)
     wanted = made.encode(clips)
@@ -99,7 +113,7 @@ def test_rows_that_are_not_finite_are_computed_again_in_fp32():
 
 
 @needs_integers
-def test_it_is_refused_where_it_is_too_coarse(stand_in, monkeypatch):  # noqa: F811
+def test_it_is_refused_where_it_is_too_coarse(stand_in, monkeypatch, no_kernels):  # noqa: F811
     quantise = int8.quantise
     monkeypatch.setattr(int8, "quantise", lambda x: quantise((x * 2).round() / 2))
     made = load_encoder(stand_in, precision="int8", device="cpu", **SMALL)
@@ -128,7 +142,7 @@ def test_it_is_refused_where_it_cannot_be():
     assert "made for CPUs" in int8.unavailable(torch.device("cuda"))
 
 
-def test_it_is_refused_where_sums_are_not_exact(monkeypatch):
+def test_it_is_refused_where_sums_are_not_exact(monkeypatch, no_kernels):
     def saturating(x, scale, zero, weight, scales, *rest):
         return torch.full((len(x), len(scales)), 1.0)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from streamfeat.model import kernels
 from streamfeat.model.int8 import Int8Linear
 from streamfeat.model.vit import Block, VideoTransformer
 
@@ -89,42 +90,49 @@ def optimise(model: VideoTransformer, *, int8: bool = False) -> Callable[[Tensor
     With ``int8`` the products of a model in fp32 are done in 8-bit integers.
     """
     dtype = model.patch_embed.proj.weight.dtype
+    if int8 and kernels.unavailable() is None:
+        return _Features(model, kernels.Int8Blocks(model))
     linear = Int8Linear if int8 else _Blas if dtype == torch.float32 else _Packed
     if linear is _Packed and not _packing_works(dtype):
         return model.forward_features
-    return _Features(model, linear)
+    return _Features(model, _Blocks(model, linear))
+
+
+class _Features:
+    """Patches to tokens, and ``blocks`` on them in place: of one clip's tokens, ``(tokens, channels)``."""
+
+    def __init__(self, model: VideoTransformer, blocks: Callable[[Tensor], None]) -> None:
+        self._embed = model.patch_embed
+        self._positions = model.positions
+        self._blocks = blocks
+
+    def __call__(self, clip: Tensor) -> Tensor:
+        with torch.inference_mode():
+            x = self._embed(clip).add_(self._positions)[0]
+            self._blocks(x)
+            return x[None]
 
 
 #: makes the linear layers of blocks
 _Linears = type["_Blas | _Packed | Int8Linear"]
 
 
-class _Features:
+class _Blocks:
+    """All blocks of ``model`` through torch, in memory that is kept; takes over their weights."""
+
     def __init__(self, model: VideoTransformer, linear: _Linears) -> None:
-        self._embed = model.patch_embed
-        self._positions = model.positions
-        self._size = model.size
-        self._linear = linear
+        self._make_buffers = functools.partial(
+            _Buffers, *model.positions.shape, model.size.hidden, model.size.heads, model.positions.dtype,
+            linear.most_rows or len(model.positions),
+        )
         self._blocks = [_Block(block, linear) for block in model.blocks]
         self._local = threading.local()
 
-    def __call__(self, clip: Tensor) -> Tensor:
-        with torch.inference_mode():
-            buffers = self._buffers()
-            x = self._embed(clip).add_(self._positions)[0]
-            for block in self._blocks:
-                block(x, buffers)
-            return x[None]
-
-    def _buffers(self) -> _Buffers:
-        """This thread's own."""
-        if not hasattr(self._local, "buffers"):
-            tokens, channels = self._positions.shape
-            self._local.buffers = _Buffers(
-                tokens, channels, self._size.hidden, self._size.heads, self._positions.dtype,
-                self._linear.most_rows or tokens,
-            )
-        return self._local.buffers
+    def __call__(self, x: Tensor) -> None:
+        if not hasattr(self._local, "buffers"):  # of this thread
+            self._local.buffers = self._make_buffers()
+        for block in self._blocks:
+            block(x, self._local.buffers)
 
 
 class _Buffers:

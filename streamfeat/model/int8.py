@@ -1,4 +1,4 @@
-"""The four products of each block in 8-bit integers, on CPUs that have instructions for them (VNNI on x86).
+"""The four products of each block in 8-bit integers through torch, where ``streamfeat.model.kernels`` cannot be had.
 
 Weights are scaled by output channel, once; activations by tokens that are neighbours, as they come. Products
 are exact (32-bit sums); attention, norms and the sum of the blocks stay in fp32, and so do biases and GELU, which are
@@ -13,12 +13,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from streamfeat.model import kernels
+
 
 def unavailable(device: torch.device) -> str | None:
-    """Why ``device`` cannot run this, in one line; None if it can."""
+    """Why ``device`` cannot run models in int8 by either way, in one line; None if it can."""
     if device.type != "cpu":
         return f"{device} has no need of it; it is made for CPUs"
-    if not _works():
+    if kernels.unavailable() is not None and not _works():
         return "this processor, or this torch, has no exact products of 8-bit integers"
     return None
 
