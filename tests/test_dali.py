@@ -204,6 +204,24 @@ def test_others_run_while_dali_reads_a_file(tmp_path):
     assert done.stdout == "nothing came for 1 seconds\n"
 
 
+HUNG = """
+import atexit, sys, threading, time
+from streamfeat.cli import main
+from streamfeat.decode import dali
+thread = threading.Thread(target=time.sleep, args=(600,), daemon=True)
+thread.start()
+dali._hung.append(thread)
+atexit.register(time.sleep, 600)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["recipes"], 0), (["info", "not-there.h5"], 2)])
+def test_a_command_ends_although_dali_hangs(arguments, code):
+    done = subprocess.run([sys.executable, "-c", HUNG, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and (done.stdout or done.stderr)
+
+
 def shift_edit_list(path, frames):
     """Has the edit list of an MP4 of 25 frames/s begin ``frames`` later."""
     content = bytearray(path.read_bytes())
@@ -330,7 +348,15 @@ def test_a_hanging_pipeline_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(dali, "_graph", lambda *arguments: lambda listed: release.wait())
     with pytest.raises(FallBack, match="nothing came"):
         frames(dali_on_cpu(watchdog=0.2), path)
+    assert dali.hangs()
+    with pytest.raises(FallBack, match="nothing came"):
+        frames(dali_on_cpu(watchdog=0.2), path)
+    with pytest.raises(FallBack, match="not asked any more, 2 of its pipelines hang"):
+        frames(dali_on_cpu(), path)
     release.set()
+    for thread in dali._hung:
+        thread.join(10)
+    assert not dali.hangs()
 
 
 def test_frames_that_are_not_the_next_fall_back(tmp_path, monkeypatch):

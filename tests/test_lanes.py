@@ -109,13 +109,17 @@ def test_one_broken_video_ends_only_itself():
     assert bad.closed == ["bad"]
 
 
-def test_a_decoder_that_gives_up_is_followed_by_the_next_from_the_first_frame():
-    first, second = FakeDecoder("gpu", fail_at=6, error=FallBack("hung")), FakeDecoder("cpu")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(FallBack("hung"), "gpu: hung"), (RuntimeError("CUDA error\nCompile with"), "gpu: RuntimeError: CUDA error")],
+)
+def test_a_decoder_that_gives_up_is_followed_by_the_next_from_the_first_frame(error, says):
+    first, second = FakeDecoder("gpu", fail_at=6, error=error), FakeDecoder("cpu")
     events = run([FakeVideo("a")], lambda video: [first, second])
     assert [(type(e), getattr(e, "attempt", None)) for e in events] == [
         (Started, 0), (Decoded, 0), (Started, 1), (Decoded, 1), (Decoded, 1), (Ended, 1),
     ]  # fmt: skip
-    assert events[2].fallback == "gpu: hung" and events[-1].info.decoder == "cpu"
+    assert events[2].fallback == says and events[-1].info.decoder == "cpu"
 
 
 def test_the_last_decoder_has_the_final_word():

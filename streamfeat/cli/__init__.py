@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -43,6 +44,15 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:  # of which click makes exit code 1, which has another meaning for some commands
             click.echo("\nstreamfeat: interrupted", err=True)
             ctx.exit(INTERRUPTED)
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except SystemExit as end:
+            from streamfeat.cli.interrupt import end_if_hung
+
+            end_if_hung(end.code if isinstance(end.code, int) else int(end.code is not None))
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

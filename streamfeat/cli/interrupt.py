@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +13,16 @@ from typing import TypeVar
 import click
 
 T = TypeVar("T")
+
+
+def end_if_hung(code: int) -> None:
+    """End the process with ``code``, at once, where a decoder hangs: an orderly end would wait for it for ever."""
+    dali = sys.modules.get("streamfeat.decode.dali")
+    if dali is not None and dali.hangs():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # who read it may have left
+                stream.flush()
+        os._exit(code)
 
 
 def run_interruptibly(work: Callable[[threading.Event], T]) -> tuple[T, int | None]:

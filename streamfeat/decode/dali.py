@@ -46,8 +46,23 @@ PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12"})
 MAX_SEQUENCE_BYTES = 128 * 2**20
 #: seconds without a new sequence, after which a pipeline counts as hung; opening an hour-long file takes far less
 WATCHDOG_SECONDS = 60.0
+#: pipelines that may hang; each keeps what it has of the device, and each next one costs another WATCHDOG_SECONDS
+MOST_HUNG = 2
 #: the labels that every sequence of the one video must carry, and the one after the last
 _LABEL, _LABEL_OF_END = 1, 2
+
+
+#: threads that were given up
+_hung: list[threading.Thread] = []
+
+
+def hangs() -> bool:
+    """Whether a thread that was given up is still inside DALI or the driver, whose own end waits for it."""
+    return _count_hung() > 0
+
+
+def _count_hung() -> int:
+    return sum(thread.is_alive() for thread in _hung)
 
 
 @functools.lru_cache(maxsize=8)
@@ -88,6 +103,8 @@ class DaliDecoder:
 
     def open(self, video: Video, recipe: Recipe | None, device: torch.device) -> DaliStream:
         """As ``Decoder.open``; without a recipe the frames come as they are, uint8."""
+        if (hung := _count_hung()) >= MOST_HUNG:
+            raise FallBack(f"DALI is not asked any more, {hung} of its pipelines hang")
         found = probe(video.path)
         if found.codec not in self._codecs:
             raise FallBack(f"no {found.codec} on this device")
@@ -177,6 +194,7 @@ class DaliStream:
             found = self._sequences.get(timeout=self._watchdog)
         except queue.Empty:
             self._hung = True
+            _hung.append(self._thread)
             raise FallBack(f"nothing came for {self._watchdog:.0f} seconds") from None
         if isinstance(found, BaseException):
             raise FallBack(_first_line(found)) from found

@@ -246,22 +246,27 @@ class Lanes:
         try:
             work()
         except FallBack as error:
-            first, *others = task.decoders
-            if others:
-                fallback = f"{first.name}: {error}"
-                log.info("%s: %s", video.path, fallback)
-                return _Task(video, others, task.attempt + 1, task.source, fallback)
-            self._put(Failed(video, str(error)))
+            return self._next_decoder(task, str(error))
         except DecodeError as error:
             self._put(Failed(video, str(error)))
         except OSError as error:
             self._put(Failed(video, error.strerror or str(error)))
         except _Skipped:
             pass
-        except Exception as error:  # a defect or an exotic file ends this video, never the run
+        except Exception as error:  # a defect or an exotic file ends this video at most, never the run
             log.debug("unexpected error in %s", video.path, exc_info=True)
-            self._put(Failed(video, f"{type(error).__name__}: {error}".splitlines()[0]))
+            return self._next_decoder(task, f"{type(error).__name__}: {error}".splitlines()[0])
         return None
+
+    def _next_decoder(self, task: _Task, reason: str) -> _Task | None:
+        """The task for the decoder after the one that gave up, if there is one; else the video has failed."""
+        first, *others = task.decoders
+        if not others:
+            self._put(Failed(task.video, reason))
+            return None
+        fallback = f"{first.name}: {reason}"
+        log.info("%s: %s", task.video.path, fallback)
+        return _Task(task.video, others, task.attempt + 1, task.source, fallback)
 
     def _open(self, task: _Task) -> FrameStream:
         # what the file was before its first byte was read
