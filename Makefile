@@ -6,7 +6,7 @@ PEERS := matplotlib opencv-python-headless transformers decord torchcodec
 
 .PHONY: demo test bench bench-full peers clean
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard streamfeat/model/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'

@@ -40,7 +40,7 @@ class FakeGraph:
 def cuda_on_cpu(monkeypatch):
     """Encoders on a CPU take CUDA's way."""
     graph = FakeGraph()
-    monkeypatch.setattr(encoder.cpu, "Workers", lambda: None)
+    monkeypatch.setattr(encoder.cpu, "workers_for", lambda int8: None)
     monkeypatch.setattr(cuda, "attention_backend", lambda *arguments: SDPBackend.MATH)
     monkeypatch.setattr(cuda, "capture_graph", graph.capture)
     monkeypatch.setattr(cuda, "send", lambda rows: rows.clone().clone)

@@ -94,6 +94,15 @@ def test_no_driver():
                                "(extract --device cpu)")
 
 
+@pytest.mark.parametrize(("problem", "mark"), [
+    (None, "ok"), ("the processor has no AVX-512 with VNNI", "ok"),
+    ("streamfeat was installed without a C compiler", "warning")])
+def test_kernels_for_int8(problem, mark):
+    found = report("cpu", torch={**GOOD["torch"], "kernels": problem})
+    assert found.works and finding(found, "kernels").mark("cpu") == mark
+    assert ("gcc" in finding(found, "kernels").remedy) == (mark == "warning")
+
+
 def test_gpus_that_the_environment_hides():
     found = report(driver={"problem": "cuInit: no CUDA-capable device", "release": "570", "visible_devices": ""})
     assert "CUDA_VISIBLE_DEVICES is ''" in finding(found, "driver").remedy

@@ -142,6 +142,16 @@ def _torch(facts: dict[str, Facts]) -> Iterator[Finding]:
             for name, answer in working.items()
         ]
         yield Finding("precision", ", ".join(chosen))
+    if "kernels" in torch:
+        yield _kernels(torch["kernels"])
+
+
+def _kernels(problem: str | None) -> Finding:
+    """Of the compiled kernels for int8, on a processor with AVX-512."""
+    if problem is None:
+        return Finding("kernels", "compiled: int8 on the CPU runs in them")
+    remedy = f"for a faster --precision int8 install a C compiler (gcc), then {_REINSTALL}"
+    return Finding("kernels", problem, remedy if "compiler" in problem else "")
 
 
 def _dali(facts: dict[str, Facts]) -> Iterator[Finding]:

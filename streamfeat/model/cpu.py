@@ -50,11 +50,16 @@ def _has(feature: str) -> bool:
 
 
 class Workers:
-    """Threads that each take one clip at a time, in the order in which they came."""
+    """Threads that each take one clip at a time, in the order in which they came.
 
-    def __init__(self) -> None:
+    Args:
+        of_one_core: a clip is never computed by more than one core, so each core has its worker.
+    """
+
+    def __init__(self, *, of_one_core: bool = False) -> None:
         cores = torch.get_num_threads()
-        self.count = min(cores, _MOST_WORKERS)
+        self._of_one_core = of_one_core
+        self.count = cores if of_one_core else min(cores, _MOST_WORKERS)
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="streamfeat-encode")
         ready = threading.Barrier(self.count)
 
@@ -71,10 +76,11 @@ class Workers:
         """Have ``forward`` done for each of ``clips``, without waiting.
 
         Returns a function that waits for the rows, and raises what ``forward`` raised. Fewer clips than workers are
-        not begun before that: whoever waits computes them, one by one on all cores together.
+        not begun before that, unless workers are of one core: whoever waits computes them, one by one on all cores
+        together.
         """
         single = clips.split(1)
-        if len(single) < self.count:
+        if len(single) < self.count and not self._of_one_core:
             return lambda: torch.cat([forward(clip) for clip in single])
         rows = [self._pool.submit(forward, clip) for clip in single]
         return lambda: torch.cat([row.result() for row in rows])
@@ -82,6 +88,11 @@ class Workers:
     def close(self) -> None:
         """What was not begun is dropped, and nothing can be started any more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def workers_for(*, int8: bool) -> Workers:
+    """Workers for what ``optimise`` gives."""
+    return Workers(of_one_core=int8 and kernels.unavailable() is None)
 
 
 def optimise(model: VideoTransformer, *, int8: bool = False) -> Callable[[Tensor], Tensor]:

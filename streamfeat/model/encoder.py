@@ -128,7 +128,7 @@ class Encoder:
         self.clip_shape = (3, clip_frames, image_size, image_size)
         # Memory-mapped from the file, so keeping them for a rerun in fp32 takes no memory of its own.
         self._weights = weights
-        self._workers = cpu.Workers() if device.type == "cpu" else None
+        self._workers = cpu.workers_for(int8=precision == "int8") if device.type == "cpu" else None
         self.ahead = 1
         self.why = {"device": "", "precision": "", "batch_size": "asked for"}
         self._forward_exact: Callable[[Tensor], Tensor] | None = None
