@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from bench import gpu
+from bench.gpu import child, run
+from bench.gpu.stage import TINY
+from bench.gpu.targets import targets
 
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
     path = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    gpu.main(["--quick", "--device", "cpu", "--json", str(path)])
+    run.main(["--quick", "--device", "cpu", "--json", str(path)])
     return json.loads(path.read_text())
 
 
@@ -20,7 +22,7 @@ def rows(document, name):
 
 def test_every_stage_runs(document):
     found = document["results"]["stages"]
-    assert list(found) == list(gpu.stages_of(gpu.TINY))
+    assert list(found) == list(run.stages_of(TINY))
     errors = {name: [row["error"] for row in stage["rows"] if row.get("error")] for name, stage in found.items()}
     assert {name: told for name, told in errors.items() if told} == {"fp8": [
         "RuntimeError: cpu has no fp8 products; it needs an NVIDIA GPU of Ada, Hopper or Blackwell"]}
@@ -57,7 +59,7 @@ def test_the_targets_are_those_of_the_rows():
         "memory": {"rows": [{"video": "minute", "GiB": 2.0}, {"video": "hour", "GiB": 2.05}]},
         "precision": {"rows": [{"model": "vit_g", "cosine": 0.9994}]},
     }  # fmt: skip
-    found = {row["measure"]: (row["value"], row["met"]) for row in gpu.targets(stages)}
+    found = {row["measure"]: (row["value"], row["met"]) for row in targets(stages)}
     assert found["vit_g fp16, share of the best product"] == (0.81, True)
     assert found["vit_b fp16, share of the best product"] == (None, None)
     assert found["decode 480p over the faster peer"] == (0.9, False)
@@ -68,16 +70,16 @@ def test_the_targets_are_those_of_the_rows():
 
 def test_a_stage_that_crashes_is_one_line_and_no_more(tmp_path):
     with pytest.raises(RuntimeError, match="ended with exit code 1: KeyError: 'nonsense'"):
-        gpu._run_child("nonsense", tmp_path, "cpu", True, 60, [])
+        child.run_child("nonsense", tmp_path, "cpu", True, 60, [])
 
 
 def test_a_stage_that_hangs_is_ended(tmp_path, monkeypatch):
     sleeper = tmp_path / "python"
     sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeper.chmod(0o755)
-    monkeypatch.setattr(gpu.sys, "executable", str(sleeper))
+    monkeypatch.setattr(child.sys, "executable", str(sleeper))
     with pytest.raises(RuntimeError, match="took longer than -15 seconds"):
-        gpu._run_child("media", tmp_path, "cpu", True, -15, [])
+        child.run_child("media", tmp_path, "cpu", True, -15, [])
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
@@ -85,5 +87,5 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
-        gpu.main([])
+        run.main([])
     assert ended.value.code == 1 and "torch sees no CUDA device" in capsys.readouterr().err
