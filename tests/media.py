@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -101,6 +101,18 @@ def write_video(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return path
+
+
+def opencv_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """The frames that OpenCV gives, BGR uint8 ``(h, w, 3)``."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return
+        yield frame
 
 
 def write_sound(path: str | Path, seconds: float = 0.5, cover: bool = False) -> Path:

@@ -23,7 +23,7 @@ from streamfeat import frames
 from streamfeat.cli import main
 from streamfeat.frames import FED_WSVAD, FrameLayout, FramesError, dump_frames
 from streamfeat.recipe import Recipe
-from tests.media import break_packet, picture, read_index, write_video
+from tests.media import break_packet, opencv_frames, picture, read_index, write_video
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,6 @@ def videos(tmp_path_factory):
     write_video(folder / "01_001.avi", 40, codec="mpeg4")
     write_video(folder / "scene" / "02_001.mp4", 25, size=(120, 90))
     return folder
-
-
-def opencv_frames(path):
-    capture = cv2.VideoCapture(str(path))
-    while True:
-        there, frame = capture.read()
-        if not there:
-            return
-        yield frame
 
 
 def test_every_frame_once_in_order(videos, tmp_path):

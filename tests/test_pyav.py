@@ -24,6 +24,7 @@ from .media import (
     CONTAINERS,
     ROTATIONS,
     break_packet,
+    opencv_frames,
     packets,
     picture,
     read_index,
@@ -54,16 +55,6 @@ def open_stream(path, recipe=None, threads=1):
     return PyAVDecoder(threads).open(Video("name", path), recipe or unchanged(32), CPU)
 
 
-def opencv(path):
-    capture = cv2.VideoCapture(str(path))
-    frames = []
-    while True:
-        there, frame = capture.read()
-        if not there:
-            return frames
-        frames.append(frame)
-
-
 def indices(frames):
     return [read_index(frame) for frame in frames]
 
@@ -76,7 +67,7 @@ def assert_same(frames, others):
 
 def assert_as_opencv(path, count):
     """``count`` frames, bit for bit those of OpenCV, with one thread and with several."""
-    expected = opencv(path)
+    expected = list(opencv_frames(path))
     assert len(expected) == count
     for threads in (1, 2):
         frames, damaged = decode(path, threads)
@@ -106,7 +97,7 @@ def test_what_the_stream_gives_is_those_pixels(codec, tmp_path):
     assert [chunk.shape for chunk in chunks] == [(16, 3, 64, 64), (4, 3, 64, 64)]
     assert all(chunk.dtype == torch.float32 for chunk in chunks)
     frames = (torch.cat(chunks) * 255).numpy()
-    expected = np.stack([frame[..., ::-1].transpose(2, 0, 1) for frame in opencv(path)])
+    expected = np.stack([frame[..., ::-1].transpose(2, 0, 1) for frame in opencv_frames(path)])
     np.testing.assert_allclose(frames, expected, atol=1e-4)
     info = stream.info
     assert (info.width, info.height, info.fps, info.codec, info.decoder) == (64, 64, 25.0, codec, "pyav")
@@ -206,7 +197,7 @@ def test_changing_resolution_within_a_stream(codec, container, tmp_path):
     path = tmp_path / "changing"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     # each part alone, as OpenCV decodes it; of the whole it resizes what comes later to the first size
-    expected = [frame for part in parts for frame in opencv(part)]
+    expected = [frame for part in parts for frame in opencv_frames(part)]
     assert len(expected) == 30
     for threads in (1, 2):
         frames, damaged = decode(path, threads)
