@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -143,9 +144,28 @@ def test_a_resolution_that_changes_midway_gives_pyavs_frames_or_falls_back(tmp_p
 
 def test_fewer_frames_than_packets_fall_back(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.webm", 20, codec="vp9")
-    monkeypatch.setattr(dali, "count_placed_packets", lambda path: 21)
+    monkeypatch.setattr(dali, "count_placed_packets", lambda path, first: 21)
     with pytest.raises(FallBack, match="20 frames came out of 21 packets"):
         frames(dali_on_cpu(), path)
+
+
+def test_streams_are_used_again(monkeypatch):
+    from contextlib import nullcontext
+
+    from streamfeat.decode import streams
+
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: made.append(priority) or len(made))
+    current = []
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: current.append(stream) or nullcontext())
+    monkeypatch.setattr(streams, "_free", type(streams._free)(streams._free.default_factory))
+    device, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    with streams.own_stream(device), streams.own_stream(device), streams.own_stream(other):
+        pass
+    for _ in range(3):
+        with pytest.raises(FallBack), streams.own_stream(device):
+            raise FallBack
+    assert made == [-1, -1, -1] and current == [1, 2, 3, 1, 1, 1]
 
 
 def test_a_file_that_has_changed_is_read_anew(tmp_path):
@@ -234,6 +254,22 @@ def shift_edit_list(path, frames):
     return path
 
 
+OPEN_GOPS = {"b_frames": 3, "gop": 8, "options": {"x265-params": "log-level=none:pools=1:open-gop=1:keyint=8"}}
+
+
+def begin_late(path, out):
+    """Copies a video from its second key frame on, as a cut without coding anew does."""
+    with av.open(str(path)) as source, av.open(str(out), "w") as output:
+        stream = source.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        begin = [index for index, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[begin:]:
+            packet.stream = copy
+            output.mux(packet)
+    return out
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -241,18 +277,21 @@ def shift_edit_list(path, frames):
         (lambda path: write_video(path / "a.avi", 20, codec="mpeg4", b_frames=2), "AVI does not say"),
         (lambda path: shift_edit_list(write_video(path / "a.mp4", 20, b_frames=2), 5), "edit list"),
         (lambda path: write_video(path / "a.h264", 20), "without timestamps"),
+        (lambda path: begin_late(write_video(path / "a.mp4", 24, codec="hevc", **OPEN_GOPS), path / "b.mkv"), "before"),
         (lambda path: write_video(path / "a.mkv", 3, timestamps=[2**31 // 40 + i for i in range(3)]), "too large"),
     ],
-    ids=["H.264 in AVI", "MPEG-4 in AVI", "edit list", "no timestamps", "large timestamps"],
+    ids=["H.264 in AVI", "MPEG-4 in AVI", "edit list", "no timestamps", "leading frames", "large timestamps"],
 )
 def test_packets_that_timestamps_do_not_place_fall_back(tmp_path, make, says):
+    path = make(tmp_path)
     with pytest.raises(FallBack, match=says):
-        probe.count_placed_packets(make(tmp_path))
+        probe.count_placed_packets(path, probe.probe(path).time)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_b_frames_with_timestamps_are_placed(tmp_path, name):
-    assert probe.count_placed_packets(write_video(tmp_path / name, 20, b_frames=2)) == 20
+    path = write_video(tmp_path / name, 20, b_frames=2)
+    assert probe.count_placed_packets(path, probe.probe(path).time) == 20
 
 
 @pytest.mark.parametrize(

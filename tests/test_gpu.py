@@ -269,7 +269,7 @@ def test_colours_are_pyav_s(gpu, tmp_path, pix_fmt):
 def test_what_is_kept_from_dali_would_be_wrong(gpu, tmp_path, monkeypatch, name, codec, options):
     path = write_video(tmp_path / name, 60, codec=codec, **{"size": (320, 240), **options})
     monkeypatch.setattr(dali, "GPU_CODECS", dali.GPU_CODECS | {"av1"})
-    monkeypatch.setattr(dali, "count_placed_packets", lambda path: 60)
+    monkeypatch.setattr(dali, "count_placed_packets", lambda path, first: 60)
     monkeypatch.setattr(dali.DaliDecoder, "_beyond_nvdec", lambda self, found: None)
     monkeypatch.setattr(agreement.FirstFrames, "compare", lambda self, frames: None)
     try:

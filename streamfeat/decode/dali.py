@@ -116,7 +116,7 @@ class DaliDecoder:
             raise FallBack(reason)
         from streamfeat.decode.agreement import FirstFrames
 
-        packets = count_placed_packets(video.path)
+        packets = count_placed_packets(video.path, found.time)
         first = FirstFrames(video.path, recipe)
         info = StreamInfo(found.width, found.height, found.fps, found.codec, self.name, frames_hint=found.frames_hint)
         return DaliStream(os.fspath(video.path), recipe, device, info, packets, first, self._watchdog)

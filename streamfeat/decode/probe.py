@@ -29,6 +29,8 @@ class Probe:
     turned: bool
     #: whether it is made of two fields
     interlaced: bool
+    #: its timestamp as in packets, None if it has none
+    time: int | None
     #: frames that the container promises, 0 if nothing
     frames_hint: int
 
@@ -50,7 +52,7 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         return Probe(
             frame.width, frame.height, float(stream.average_rate or stream.guessed_rate or 0),
             getattr(context.codec, "canonical_name", context.name), frame.format.name, is_turned(frame),
-            frame.interlaced_frame, stream.frames,
+            frame.interlaced_frame, frame.pts, stream.frames,
         )  # fmt: skip
 
 
@@ -63,12 +65,15 @@ def count_packets(path: str | os.PathLike[str]) -> int:
             return -1  # it breaks off: only decoding tells
 
 
-def count_placed_packets(path: str | os.PathLike[str]) -> int:
+def count_placed_packets(path: str | os.PathLike[str], first: int | None) -> int:
     """Packets of the video stream, for a decoder that makes one frame of each and places it by its timestamp.
 
     DALI does so on a GPU: it takes what NVDEC decodes in the order in which it was stored, and never asks what is to be
     displayed (``FramesDecoderGpu`` in its ``frames_decoder_gpu.cc``). Timestamps that do not tell the order, or packets
     that are not one frame each, give it other pictures under the right numbers. Reads the file, decodes nothing.
+
+    Args:
+        first: timestamp of the first frame that FFmpeg displays.
 
     Raises FallBack where that would happen, with the reason.
     """
@@ -101,6 +106,8 @@ def count_placed_packets(path: str | os.PathLike[str]) -> int:
         raise FallBack("it has frames with the same timestamp")
     if times and (min(times) < 0 or max(times) > _LARGEST_TIME):
         raise FallBack("its timestamps are too large or negative")
+    if times and min(times) != first:  # those of HEVC that refer to what was cut off before them, say
+        raise FallBack("it has packets before the first frame that can be displayed")
     return len(times)
 
 
