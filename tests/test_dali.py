@@ -371,6 +371,21 @@ def test_what_nvdec_cannot_do_never_reaches_it(tmp_path, monkeypatch, codec, siz
         DaliDecoder(torch.device("cuda", 0)).open(Video("a", path), Recipe(), CPU)
 
 
+def test_no_decoder_is_used_for_another_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvdec, "capabilities", lambda index: {})
+    monkeypatch.setattr(dali, "_displayed", set())
+    monkeypatch.setattr(dali, "DaliStream", lambda path, *arguments: path)
+    sizes = {name: size for name, size in zip("abcd", [(96, 72), (96, 80), (96, 72), (96, 80)], strict=True)}
+    for name, size in sizes.items():
+        write_video(tmp_path / f"{name}.mp4", 3, size=size)
+    decoder = DaliDecoder(torch.device("cuda", 0))
+    for name in "abd":
+        assert decoder.open(Video(name, tmp_path / f"{name}.mp4"), Recipe(), CPU)
+    # it is coded in 80 lines
+    with pytest.raises(FallBack, match="96 x 72: DALI would use its decoder for 96 x 80"):
+        decoder.open(Video("c", tmp_path / "c.mp4"), Recipe(), CPU)
+
+
 def test_interlaced_video_never_reaches_nvdec(tmp_path, monkeypatch):
     monkeypatch.setattr(nvdec, "capabilities", lambda index: {})
     options = {"flags": "+ildct+ilme", "x264-params": "tff=1"}

@@ -52,6 +52,8 @@ MOST_HUNG = 2
 _LABEL, _LABEL_OF_END = 1, 2
 
 
+#: codec, width and height as displayed, of what DALI was given to decode on a GPU
+_displayed: set[tuple[str, int, int]] = set()
 #: threads that were given up
 _hung: list[threading.Thread] = []
 
@@ -112,8 +114,10 @@ class DaliDecoder:
             raise FallBack(f"no {found.pixel_format} pixels")
         if found.turned:
             raise FallBack("it is displayed turned or mirrored")
-        if self._on_gpu and (reason := self._beyond_nvdec(found)):
-            raise FallBack(reason)
+        if self._on_gpu:
+            if reason := self._beyond_nvdec(found):
+                raise FallBack(reason)
+            _displayed.add((found.codec, found.width, found.height))
         from streamfeat.decode.agreement import FirstFrames
 
         packets = count_placed_packets(video.path, found.time)
@@ -138,6 +142,11 @@ class DaliDecoder:
         if found.interlaced:
             # a field is a picture of its own to NVDEC's parser
             return "it is interlaced"
+        for block in (8, 16):  # pixels, to whose multiples codecs fill up
+            coded = tuple(-(-pixels // block) * block for pixels in (found.width, found.height))
+            if coded != (found.width, found.height) and (found.codec, *coded) in _displayed:
+                # NVDECCache keeps decoders by displayed size and looks for coded size; chroma would be taken amiss
+                return f"{size}: DALI would use its decoder for {coded[0]} x {coded[1]}"
         return None
 
 
