@@ -278,9 +278,12 @@ def begin_late(path, out):
         (lambda path: shift_edit_list(write_video(path / "a.mp4", 20, b_frames=2), 5), "edit list"),
         (lambda path: write_video(path / "a.h264", 20), "without timestamps"),
         (lambda path: begin_late(write_video(path / "a.mp4", 24, codec="hevc", **OPEN_GOPS), path / "b.mkv"), "before"),
+        (lambda path: truncate(write_video(path / "a.mkv", 20), 0.7), "cut off"),
+        (lambda path: break_packet(write_video(path / "a.mp4", 20), 7), "packet 7 is not one h264 frame"),
         (lambda path: write_video(path / "a.mkv", 3, timestamps=[2**31 // 40 + i for i in range(3)]), "too large"),
     ],
-    ids=["H.264 in AVI", "MPEG-4 in AVI", "edit list", "no timestamps", "leading frames", "large timestamps"],
+    ids=["H.264 in AVI", "MPEG-4 in AVI", "edit list", "no timestamps", "leading frames", "cut off", "broken",
+         "large timestamps"],
 )
 def test_packets_that_timestamps_do_not_place_fall_back(tmp_path, make, says):
     path = make(tmp_path)
@@ -292,22 +295,6 @@ def test_packets_that_timestamps_do_not_place_fall_back(tmp_path, make, says):
 def test_b_frames_with_timestamps_are_placed(tmp_path, name):
     path = write_video(tmp_path / name, 20, b_frames=2)
     assert probe.count_placed_packets(path, probe.probe(path).time) == 20
-
-
-@pytest.mark.parametrize(
-    ("codec", "packet", "shown"),
-    [
-        ("vp8", b"\x10\x02\x00", True), ("vp8", b"\x00\x02\x00", False),
-        # frame_marker, profile, show_existing_frame, frame_type, show_frame
-        ("vp9", b"\x82\x49\x83\x00", True), ("vp9", b"\x86\x00\x00", True),
-        ("vp9", b"\x88", False), ("vp9", b"\x84\x00\x00", False),
-        ("vp9", b"\x86\x00\xc9", False),  # a superframe
-        ("vp9", bytes([0b10110010, 0b10000000]), False), ("vp9", bytes([0b10110011, 0]), True),  # profile 3
-        ("h264", b"\x00", True),
-    ],
-)  # fmt: skip
-def test_frames_that_are_never_shown_are_seen(codec, packet, shown):
-    assert probe._is_one_shown_frame(packet, codec) is shown
 
 
 def test_first_frames_must_be_the_same_pictures(tmp_path):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
 
 from av.error import FFmpegError
 
 from streamfeat.decode.base import FallBack
+from streamfeat.decode.bitstream import one_frame_test
+from streamfeat.decode.matroska import is_cut_off
 from streamfeat.decode.pyav import is_turned, open_container, video_stream
-
-if TYPE_CHECKING:
-    import av
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +79,10 @@ def count_placed_packets(path: str | os.PathLike[str], first: int | None) -> int
     empty = 0
     with open_container(path) as container:
         stream = video_stream(container)
-        codec = getattr(stream.codec_context.codec, "canonical_name", stream.codec_context.name)
-        if stream.codec_context.has_b_frames and container.format.name == "avi":
+        context = stream.codec_context
+        codec = getattr(context.codec, "canonical_name", context.name)
+        is_one_frame = one_frame_test(codec, context.extradata)
+        if context.has_b_frames and container.format.name == "avi":
             raise FallBack("AVI does not say in which order its B-frames are displayed")
         try:
             for packet in container.demux(stream):
@@ -93,11 +93,13 @@ def count_placed_packets(path: str | os.PathLike[str], first: int | None) -> int
                     raise FallBack("it does not begin with a key frame")
                 if packet.is_discard:
                     raise FallBack("an edit list cuts frames away")
-                if not _is_one_shown_frame(packet, codec):
-                    raise FallBack(f"it has {codec} frames that are not displayed when they are decoded")
+                if packet.is_corrupt or not is_one_frame(memoryview(packet)):
+                    raise FallBack(f"packet {len(times)} is not one {codec} frame to display, or damaged")
                 times.append(packet.pts)
         except FFmpegError as error:
             raise FallBack(f"its packets break off ({error.strerror})") from error
+        if "matroska" in container.format.name and is_cut_off(path):
+            raise FallBack("it is cut off")
     if empty > 1:  # the last one only says that there are no more
         raise FallBack("it has empty packets")
     if None in times:
@@ -113,20 +115,3 @@ def count_placed_packets(path: str | os.PathLike[str], first: int | None) -> int
 
 #: DALI keeps those of frames that wait for their turn in 32 bits, and -1 means none
 _LARGEST_TIME = 2**31 - 1
-
-
-def _is_one_shown_frame(packet: av.Packet, codec: str) -> bool:
-    """Whether a packet of VP8 or VP9 is one frame, shown when it is decoded; of other codecs nothing is known.
-
-    RFC 6386, 9.1: show_frame. VP9 bitstream specification 0.6, 6.2 and B.2: show_existing_frame, show_frame and
-    superframe_marker.
-    """
-    data = memoryview(packet)
-    if codec == "vp8":
-        return bool(data[0] & 0x10)
-    if codec == "vp9":
-        header = data[0] << 8 | (data[1] if len(data) > 1 else 0)
-        if header >> 12 & 0x3 == 0x3:  # a reserved bit follows profile 3
-            header <<= 1
-        return not header & 0x0800 and bool(header & 0x0200) and data[-1] & 0xE0 != 0xC0
-    return True
