@@ -125,6 +125,17 @@ def test_a_device_that_does_not_work_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_driver_that_does_not_answer_is_one_line(monkeypatch):
+    def fails():
+        raise RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu.\nMore")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", fails)
+    with pytest.raises(ModelError, match="cuda does not work: CUDA driver initialization failed") as error:
+        load(device="cuda")
+    assert "\n" not in str(error.value)
+
+
 class FakeAllocator:
     """torch's, and whether it knows that its captures have ended."""
 

@@ -362,9 +362,13 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
     if (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"{device} asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or"
                          f" cpu, or install the driver and a CUDA build of torch")
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device, torch.cuda.get_device_name(device)
+    try:
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        return device, torch.cuda.get_device_name(device)
+    except RuntimeError as error:  # the first that asks anything of the driver
+        raise ModelError(f"{device} does not work: {first_line(error)}; ask streamfeat doctor, or use --device cpu"
+                         ) from error
 
 
 def _choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
