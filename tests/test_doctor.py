@@ -94,12 +94,13 @@ def test_no_driver():
                                "(extract --device cpu)")
 
 
-@pytest.mark.parametrize(("problem", "mark"), [
-    (None, "ok"), ("the processor has no AVX-512 with VNNI", "ok"),
-    ("streamfeat was installed without a C compiler", "warning")])
-def test_kernels_for_int8(problem, mark):
-    found = report("cpu", torch={**GOOD["torch"], "kernels": problem})
+@pytest.mark.parametrize(("resize", "int8", "mark", "words"), [
+    (True, None, "ok", "resizing, int8"), (True, "no VNNI", "ok", "resizing, but not int8: no VNNI"),
+    (False, "no compiler", "warning", "without a C compiler")])
+def test_what_is_compiled(resize, int8, mark, words):
+    found = report("cpu", torch={**GOOD["torch"], "kernels": {"resize": resize, "int8": int8}})
     assert found.works and finding(found, "kernels").mark("cpu") == mark
+    assert words in finding(found, "kernels").found
     assert ("gcc" in finding(found, "kernels").remedy) == (mark == "warning")
 
 

@@ -1,16 +1,20 @@
 """The geometry of recipes, held to OpenCV's, torch's and torchvision's own resizing."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as vision
 
+from streamfeat.decode import preprocess as preprocess_module
+from streamfeat.decode import resize
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, DecodeError, frames_per_chunk
 from streamfeat.decode.geometry import MAX_PIXELS, frame_size
-from streamfeat.decode.preprocess import Preprocessor, upscale_bytes
+from streamfeat.decode.preprocess import NumpyResize, Preprocessor, upscale_bytes
 from streamfeat.decode.preprocess_cuda import DevicePreprocessor
 from streamfeat.recipe import IMAGENET_MEAN, IMAGENET_STD, PRESETS, Recipe
 
@@ -330,3 +334,47 @@ def test_an_absurd_frame_in_mid_stream():
 @pytest.mark.parametrize("size", [(7680, 4320), (16384, 16384), (1, 1), (8192, 64)])
 def test_large_and_tiny_frames_are_not_absurd(recipe, size):
     assert min(frame_size(recipe, *size)) >= 224
+
+
+# in C ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not resize.is_available(), reason="streamfeat was installed without a C compiler")
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    width=st.integers(1, 700), height=st.integers(1, 700), name=st.sampled_from(sorted(PRESETS)),
+    side=st.sampled_from([None, 14, 33, 224]), order=st.sampled_from(["rgb", "bgr"]), padding=st.integers(0, 70),
+    flipped=st.booleans(),
+)
+@example(width=1, height=1, name="wsvad", side=None, order="rgb", padding=0, flipped=False)
+@example(width=2, height=700, name="xd-5crop", side=None, order="bgr", padding=1, flipped=True)
+def test_resizing_in_c_gives_the_same_to_the_last_bit(
+    monkeypatch, width, height, name, side, order, padding, flipped
+):
+    recipe = PRESETS[name].recipe
+    if side is not None:
+        short = None if recipe.resize_short is None else side + 4
+        recipe = dataclasses.replace(recipe, image_size=side, resize_short=short)
+    frame = noise(width + padding, height, seed=width * height)[:, :width]
+    if flipped:
+        frame = frame[::-1, ::-1]
+    found = []
+    for available in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(preprocess_module, "is_available", lambda available=available: available)
+            try:
+                found.append(preprocess(recipe, frame, order))
+            except DecodeError:  # a strip that would become too large
+                return
+    assert np.array_equal(*found)
+
+
+def test_resizing_is_done_by_numpy_where_nothing_was_compiled(monkeypatch):
+    monkeypatch.setattr(resize.compiled, "library", lambda name: None)
+    resize._function.cache_clear()
+    try:
+        assert not resize.is_available()
+        _, made = Preprocessor(PRESETS["wsvad"].recipe, 320, 240)._plan(320, 240)
+        assert isinstance(made, NumpyResize)
+    finally:
+        resize._function.cache_clear()

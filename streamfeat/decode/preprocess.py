@@ -1,7 +1,8 @@
 """Resizing and normalising on the CPU: the definition of what the model sees.
 
 One thread and no OpenMP team: this runs beside an encoder that has all cores. Only the pixels that reach the
-result are touched, four for each output pixel, so a frame costs about the same at any resolution.
+result are touched, four for each output pixel, so a frame costs about the same at any resolution. Of the two that
+resize, ``NumpyResize`` is the definition, and ``CompiledResize`` what runs wherever it could be built.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from streamfeat.decode.base import frames_per_chunk
-from streamfeat.decode.geometry import frame_size, resize_taps, upscale_factor, upscale_taps
+from streamfeat.decode.geometry import Taps, frame_size, resize_taps, upscale_factor, upscale_taps
+from streamfeat.decode.resize import CompiledResize, is_available
 
 if TYPE_CHECKING:
     import torch
@@ -46,27 +48,12 @@ class Preprocessor:
         #: height and width of what comes out
         self.size = frame_size(recipe, width, height)
         self._channels = np.asarray([order.index(channel) for channel in recipe.channel_order])
-        # column per channel and pixel of a row
-        self._scale, self._shift = (np.repeat(part, self.size[1]) for part in normalisation(recipe))
         self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
 
     def write(self, frame: np.ndarray, out: np.ndarray) -> None:
-        """Preprocesses ``frame``, uint8 ``(h, w, 3)``, into ``out``, float32 ``(3, H, W)``."""
-        plan = self._plan(frame.shape[1], frame.shape[0])
-        if plan.upscale is not None:
-            frame = upscale_bytes(frame, plan.upscale)
-        source = frame.reshape(frame.shape[0], -1)
-        width = self.size[1]
-        for block in plan.blocks:
-            # take(), not indexing: that gives columns memory of the other order, which slows down all that follows
-            rows = source.take(block.rows, 0)
-            left = rows.take(plan.left, 1).astype(np.float32)
-            right = rows.take(plan.right, 1).astype(np.float32)
-            across = _lerp(left, right, plan.x_weights)
-            both = _lerp(across.take(block.upper, 0), across.take(block.lower, 0), block.weights)
-            both *= self._scale
-            by_channel = both.reshape(-1, 3, width).transpose(1, 0, 2)
-            np.add(by_channel, self._shift.reshape(3, 1, width), out=out[:, block.start : block.stop])
+        """Preprocesses ``frame``, uint8 ``(h, w, 3)``, into ``out``, contiguous float32 ``(3, H, W)``."""
+        upscale, resize = self._plan(frame.shape[1], frame.shape[0])
+        resize(frame if upscale is None else upscale_bytes(frame, upscale), out)
 
     def chunks(self, frames: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:
         """The frames, uint8 ``(h, w, 3)`` each, as chunks ``(n, 3, H, W)``, float32, on ``device``."""
@@ -92,34 +79,49 @@ class Preprocessor:
         if chunk is not None:
             yield chunk[:filled]
 
-    def _make_plan(self, width: int, height: int) -> _Plan:
-        rows, columns = resize_taps(self._recipe, self.size, width, height)
-        return _Plan(
-            upscale=upscale_factor(self._recipe, width, height),
-            left=(columns.first[None, :] * 3 + self._channels[:, None]).ravel(),
-            right=(columns.second[None, :] * 3 + self._channels[:, None]).ravel(),
-            x_weights=np.tile(columns.weight, 3),
-            blocks=tuple(
-                _Block.of(start, *(part[start : start + _BLOCK] for part in rows))
-                for start in range(0, self.size[0], _BLOCK)
-            ),
-        )
+    def _make_plan(self, width: int, height: int) -> tuple[float | None, NumpyResize | CompiledResize]:
+        """For frames of one size: what they are scaled up by on bytes first, and what does the rest."""
+        taps = resize_taps(self._recipe, self.size, width, height)
+        make = CompiledResize if is_available() else NumpyResize
+        resize = make(*taps, self._channels, *normalisation(self._recipe))
+        return upscale_factor(self._recipe, width, height), resize
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Which bytes of a frame of one size are needed, and how they are weighted.
+class NumpyResize:
+    """Resizes frames of one size, and normalises them.
 
-    A row of the working arrays holds one channel after the other, in the recipe's order: columns are
-    ``channel * W + x``.
+    Args:
+        rows: taps of the result's rows.
+        columns: of its columns.
+        channels: of a frame, in the order of the result.
+        scale: what values are multiplied with, float32 ``(3,)``.
+        shift: what is added to them then, likewise.
     """
 
-    upscale: float | None
-    #: for each column, the byte of a row to its left and to its right, and the weight of the right one
-    left: np.ndarray
-    right: np.ndarray
-    x_weights: np.ndarray
-    blocks: tuple[_Block, ...]
+    def __init__(self, rows: Taps, columns: Taps, channels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
+        # A row of the working arrays holds one channel after the other: columns are ``channel * W + x``. For each of
+        # them the byte of a row to its left and to its right.
+        self._left = (columns.first[None, :] * 3 + channels[:, None]).ravel()
+        self._right = (columns.second[None, :] * 3 + channels[:, None]).ravel()
+        self._weights = np.tile(columns.weight, 3)
+        self._scale, self._shift = np.repeat(scale, len(columns.weight)), shift[:, None, None]
+        self._blocks = [
+            _Block.of(start, *(part[start : start + _BLOCK] for part in rows))
+            for start in range(0, len(rows.weight), _BLOCK)
+        ]
+
+    def __call__(self, frame: np.ndarray, out: np.ndarray) -> None:
+        source = frame.reshape(frame.shape[0], -1)
+        for block in self._blocks:
+            # take(), not indexing: that gives columns memory of the other order, which slows down all that follows
+            rows = source.take(block.rows, 0)
+            left = rows.take(self._left, 1).astype(np.float32)
+            right = rows.take(self._right, 1).astype(np.float32)
+            across = _lerp(left, right, self._weights)
+            both = _lerp(across.take(block.upper, 0), across.take(block.lower, 0), block.weights)
+            both *= self._scale
+            by_channel = both.reshape(len(both), 3, -1).transpose(1, 0, 2)
+            np.add(by_channel, self._shift, out=out[:, block.start : block.stop])
 
 
 @dataclasses.dataclass(frozen=True)

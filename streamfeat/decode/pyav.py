@@ -182,7 +182,7 @@ class _File:
         reformatter = VideoReformatter()
         for frame in self._frames():
             try:
-                bgr = reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1).to_ndarray()
+                bgr = _bytes(reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1))
             except (FFmpegError, ValueError) as error:
                 raise DecodeError(f"cannot convert frames of format {frame.format.name} to RGB: {error}") from error
             yield _as_displayed(bgr, frame)
@@ -280,6 +280,13 @@ def _promised_frames(container: InputContainer, stream: VideoStream) -> int:
     else:
         seconds = Fraction(container.duration or 0, av.time_base)
     return max(0, stream.frames or round(seconds * _rate(stream)))
+
+
+def _bytes(frame: av.VideoFrame) -> np.ndarray:
+    """Those of a frame in bgr24, uint8 ``(h, w, 3)``, where they are: ``to_ndarray`` copies rows that are padded."""
+    (plane,) = frame.planes
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height]
+    return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 def _as_displayed(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

@@ -146,12 +146,12 @@ def _torch(facts: dict[str, Facts]) -> Iterator[Finding]:
         yield _kernels(torch["kernels"])
 
 
-def _kernels(problem: str | None) -> Finding:
-    """Of the compiled kernels for int8, on a processor with AVX-512."""
-    if problem is None:
-        return Finding("kernels", "compiled: int8 on the CPU runs in them")
-    remedy = f"for a faster --precision int8 install a C compiler (gcc), then {_REINSTALL}"
-    return Finding("kernels", problem, remedy if "compiler" in problem else "")
+def _kernels(kernels: Facts) -> Finding:
+    """Of what is compiled for the CPU when streamfeat is installed."""
+    if not kernels["resize"]:
+        remedy = f"for faster decoding on the CPU and a faster --precision int8 install gcc, then {_REINSTALL}"
+        return Finding("kernels", "none: streamfeat was installed without a C compiler", remedy)
+    return Finding("kernels", "resizing, " + (f"but not int8: {kernels['int8']}" if kernels["int8"] else "int8"))
 
 
 def _dali(facts: dict[str, Facts]) -> Iterator[Finding]:

@@ -53,13 +53,14 @@ def driver() -> dict[str, Any]:
 def torch(gpus: bool) -> dict[str, Any]:
     """torch's build, and whether a small encoder runs on the CPU and on each GPU; per device a ``problem`` if not.
 
-    On processors with AVX-512 also what is against the compiled kernels; None where nothing is.
+    Also whether resizing was compiled, and what is against the kernels of int8; None where nothing is.
 
     Args:
         gpus: whether to touch CUDA at all.
     """
     import torch
 
+    from streamfeat.decode import resize
     from streamfeat.model import kernels
 
     facts: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "devices": {}}
@@ -76,8 +77,7 @@ def torch(gpus: bool) -> dict[str, Any]:
             facts["devices"][name] = _encode(name)
         except Exception as error:
             facts["devices"][name] = {"problem": first_line(error)}
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        facts["kernels"] = kernels.unavailable()
+    facts["kernels"] = {"resize": resize.is_available(), "int8": kernels.unavailable()}
     return facts
 
 

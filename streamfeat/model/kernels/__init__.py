@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from streamfeat import compiled
 from streamfeat.model.vit import Block, VideoTransformer
 
 #: output channels whose weights lie together, and bytes that one instruction multiplies; as the C sources have it
@@ -111,11 +111,8 @@ class _Block(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    # Built as an extension so that packaging looks after it, but no module of Python's: it needs none of its headers.
-    found = importlib.util.find_spec(f"{__name__}._int8")
-    try:
-        library = ctypes.CDLL(found.origin)
-    except (AttributeError, OSError):
+    library = compiled.library(f"{__name__}._int8")
+    if library is None:
         return None
     _declare(library.streamfeat_supported, ctypes.c_int, sizes=0)
     _declare(library.streamfeat_fits, ctypes.c_int, sizes=3)

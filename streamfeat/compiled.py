@@ -1,0 +1,19 @@
+"""Finds what was compiled when streamfeat was installed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+
+
+def library(name: str) -> ctypes.CDLL | None:
+    """The functions of the extension ``name``; None where streamfeat was installed without a C compiler.
+
+    They are built as extensions so that packaging looks after them, but are no modules of Python's, whose headers a
+    build would need.
+    """
+    found = importlib.util.find_spec(name)
+    try:
+        return ctypes.CDLL(found.origin)
+    except (AttributeError, OSError):
+        return None
