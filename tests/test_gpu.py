@@ -221,16 +221,18 @@ def test_nvdec_gives_every_frame_and_the_same_each_time(videos, tmp_path):
             np.testing.assert_array_equal(features, first[name][0])
 
 
-def decoded(gpu, path):
-    """Frames of a file as NVDEC has them, uint8 ``(n, h, w, 3)``. Skips where it cannot, with the reason."""
+def decoded(gpu, path, must=False):
+    """Frames of a file as NVDEC has them, uint8 ``(n, h, w, 3)``. Unless it ``must``, skips where it falls back."""
     try:
         stream = DaliDecoder(gpu).open(Video(path.stem, path), None, gpu)
+        try:
+            return np.concatenate([chunk.permute(0, 2, 3, 1).cpu().numpy() for chunk in stream])
+        finally:
+            stream.close()
     except FallBack as error:
+        if must:
+            raise
         pytest.skip(str(error))
-    try:
-        return np.concatenate([chunk.permute(0, 2, 3, 1).cpu().numpy() for chunk in stream])
-    finally:
-        stream.close()
 
 
 @pytest.mark.usefixtures("has_nvdec")
@@ -244,7 +246,9 @@ def decoded(gpu, path):
 )  # fmt: skip
 def test_pictures_are_in_order_from_the_first_to_the_last(gpu, tmp_path, name, codec, b_frames, size):
     path = write_video(tmp_path / name, 150, codec=codec, b_frames=b_frames, size=size)
-    assert [read_index(frame) for frame in decoded(gpu, path)] == list(range(150))
+    # what datasets come in
+    must = codec in ("h264", "hevc") and path.suffix in (".mp4", ".mkv") and codec in nvdec.capabilities(gpu.index)
+    assert [read_index(frame) for frame in decoded(gpu, path, must)] == list(range(150))
 
 
 @pytest.mark.usefixtures("has_nvdec")
@@ -252,7 +256,7 @@ def test_pictures_are_in_order_from_the_first_to_the_last(gpu, tmp_path, name, c
 def test_colours_are_pyav_s(gpu, tmp_path, pix_fmt):
     path = write_video(tmp_path / "a.mp4", 8, pix_fmt=pix_fmt, size=(320, 240))
     reference = np.stack([picture[..., ::-1] for picture in Pictures(path, threads=1)])
-    assert np.abs(decoded(gpu, path).astype(int) - reference).mean() < 2.5
+    assert np.abs(decoded(gpu, path, must=True).astype(int) - reference).mean() < 2.5
 
 
 @pytest.mark.usefixtures("has_nvdec")
@@ -288,7 +292,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(gpu, tmp_path):
     path = write_video(tmp_path / "a.mp4", 20, size=(856, 480))
     used = []
     for _ in range(150):
-        assert len(decoded(gpu, path)) == 20
+        assert len(decoded(gpu, path, must=True)) == 20
         free, total = torch.cuda.mem_get_info(gpu)
         used.append((total - free) / 2**20)
     print(f"MiB after 1, 50, 100, 120 and 150 videos: {[round(used[index - 1]) for index in (1, 50, 100, 120, 150)]}")
