@@ -223,7 +223,9 @@ class DaliStream:
                     sequences, done = next(iter(pipeline.epoch_size().values())) - 1, done + 1
                     if _host(labels).ravel().tolist() != [_LABEL]:
                         raise RuntimeError(f"a sequence is labelled {_host(labels).ravel().tolist()}")
-                    if not self._put((_host(numbers).ravel(), self._own(frames))):
+                    sequence = _host(numbers).ravel(), self._own(frames)
+                    del frames, labels, numbers  # they must not outlive their pipeline
+                    if not self._put(sequence):
                         return
             self._put(None)
         except BaseException as error:
