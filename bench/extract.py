@@ -398,7 +398,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("videos", nargs="*", type=Path, help="default: two made videos of 856 x 480")
     parser.add_argument("--model", help="size (default: vit_b, quick: vit_s)")
-    parser.add_argument("--frames", type=int, help="of the made videos (default: 160, quick: 64)")
+    parser.add_argument("--frames", type=int, help="of the made videos (default: 320, quick: 64)")
     parser.add_argument("--rounds", type=int, help="turns (default: 2, quick: 1)")
     parser.add_argument("--only", action="append", help="sides whose name contains this (and streamfeat)")
     parser.add_argument("--side", help=SUPPRESS)
@@ -411,7 +411,7 @@ def main(arguments: list[str] | None = None) -> None:
     from bench.media import surveillance_video
 
     with tempfile.TemporaryDirectory() as folder:
-        frames = options.frames or (64 if options.quick else 160)
+        frames = options.frames or (64 if options.quick else 320)
         videos = options.videos or [
             surveillance_video(Path(folder) / f"{codec}.mp4", codec=codec, size=(856, 480), frames=frames)
             for codec in ("h264", "hevc")
