@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from streamfeat.model import ModelError, WeightsError, encoder, load_encoder
+from streamfeat.model import ModelError, WeightsError, cpu, encoder, load_encoder
 from streamfeat.model.vit import SIZES
 from tests import standin
 from tests.plain_videomae import plain_features
@@ -180,6 +180,23 @@ def test_submitting_waits_for_nothing(monkeypatch):
     gate.opened.set()
     for work, rows in zip(pending, wanted, strict=True):
         np.testing.assert_array_equal(work.result(), rows)
+
+
+@pytest.mark.parametrize("of_one_core", [False, True])
+def test_a_lone_clip_is_left_to_whoever_waits_unless_workers_are_of_one_core(of_one_core):
+    workers = cpu.Workers(of_one_core=of_one_core)
+    if workers.count == 1 and not of_one_core:
+        pytest.skip("there is one core")
+    begun = threading.Event()
+
+    def forward(clip):
+        begun.set()
+        return clip
+
+    wait = workers.start(forward, torch.zeros(1, 3))
+    assert begun.wait(10 if of_one_core else 0.2) == of_one_core
+    assert wait().shape == (1, 3) and begun.is_set()
+    workers.close()
 
 
 def test_what_was_not_begun_when_it_is_closed_never_is(monkeypatch):

@@ -54,9 +54,9 @@ static Head head_at(char *memory, size_t index, size_t tokens, size_t width)
     return place_head((uintptr_t)memory + index * place_head(0, tokens, width).bytes, tokens, width);
 }
 
-int streamfeat_attention_fits(size_t heads, size_t width)
+int streamfeat_attention_fits(size_t width)
 {
-    return heads <= MOST_HEADS && width % 4 == 0 && (padded(width) == 64 || padded(width) == 80 || padded(width) == 96);
+    return width % 4 == 0 && (padded(width) == 64 || padded(width) == 80 || padded(width) == 96);
 }
 
 size_t streamfeat_attention_memory(size_t tokens, size_t heads, size_t width)

@@ -5,11 +5,10 @@
 
 #include "vectors.h"
 
-#define MOST_HEADS 64
 #define MOST_WIDTH 96
 
 /* Whether heads of this width are provided for: the 64, 80 and 88 channels of the published models are. */
-int streamfeat_attention_fits(size_t heads, size_t width);
+int streamfeat_attention_fits(size_t width);
 
 /* Bytes in which pack() leaves what attend() reads; they begin at zero. And bytes that attend() needs for a while. */
 size_t streamfeat_attention_memory(size_t tokens, size_t heads, size_t width);

@@ -57,7 +57,7 @@ PUBLIC int streamfeat_supported(void)
 /* Whether models of this shape can be run. */
 PUBLIC int streamfeat_fits(size_t heads, size_t width, size_t hidden)
 {
-    return streamfeat_attention_fits(heads, width) && streamfeat_linear_fits(heads * width, 3 * heads * width) &&
+    return streamfeat_attention_fits(width) && streamfeat_linear_fits(heads * width, 3 * heads * width) &&
            streamfeat_linear_fits(heads * width, hidden) && streamfeat_linear_fits(hidden, heads * width);
 }
 
