@@ -177,16 +177,26 @@ class Batcher:
         self._keys: list[tuple[Hashable, int]] = []
 
     def add(self, key: Hashable, clip: Clip) -> Iterator[Batch]:
-        """Take in a clip, whose memory is free again when this ends; yields each batch that it fills."""
+        """Take in a clip, whose memory is free again when this ends; yields each batch that it fills.
+
+        Raises MemoryError where a batch does not fit.
+        """
         if clip.ready is not None:
             clip.ready.wait()
         for sample in crop(clip.frames, self._image_size, self._crops):
             if self._memory[0] is None:
-                self._memory[0] = sample.new_empty(self._batch_size, *sample.shape)
+                self._memory[0] = self._empty(sample)
             self._memory[0][len(self._keys)].copy_(sample)
             self._keys.append((key, clip.start_frame))
             if len(self._keys) == self._batch_size:
                 yield self._take()
+
+    def _empty(self, sample: torch.Tensor) -> torch.Tensor:
+        """Memory for a batch of samples like this one."""
+        try:
+            return sample.new_empty(self._batch_size, *sample.shape)
+        except RuntimeError as error:  # torch's way of saying so
+            raise MemoryError(f"there is none for a batch of {self._batch_size}") from error
 
     def rest(self) -> Iterator[Batch]:
         """The last, smaller batch, if anything is pending."""

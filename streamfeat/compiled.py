@@ -7,7 +7,7 @@ import importlib.util
 
 
 def library(name: str) -> ctypes.CDLL | None:
-    """The functions of the extension ``name``; None where streamfeat was installed without a C compiler.
+    """The functions of the extension ``name``; None where it was not built, for want of a C compiler, or does not load.
 
     They are built as extensions so that packaging looks after them, but are no modules of Python's, whose headers a
     build would need.

@@ -127,6 +127,12 @@ def test_a_clip_of_many_crops_fills_several_batches():
     assert torch.equal(torch.cat([samples for _, samples in batches]), torch.stack(list(crop(clip.frames, 4, 10))))
 
 
+def test_a_batch_that_does_not_fit_is_out_of_memory():
+    batcher = Batcher(2**40, image_size=4, crops=1)
+    with pytest.raises(MemoryError, match="a batch of 1099511627776"):
+        list(batcher.add("a", Clip(0, torch.zeros(3, 2, 4, 4))))
+
+
 def test_batches_have_as_many_buffers_as_are_asked_for():
     batcher = Batcher(2, image_size=4, crops=1, buffers=2)
     batches = []

@@ -28,6 +28,7 @@ def way(request):
         request.getfixturevalue("no_kernels")
     elif reason := kernels.unavailable():
         pytest.skip(reason)
+    return request.param
 
 
 def layer_of(inputs, outputs, seed=0):
@@ -95,6 +96,7 @@ def test_features_are_those_of_fp32(stand_in, way):  # noqa: F811
     clips = clips_of(5)
     found, wanted = coarse.encode(clips), exact.encode(clips)
     assert coarse.precision == "int8" and coarse.input_dtype == torch.float32
+    assert coarse.how.startswith("compiled kernels" if way == "kernels" else "torch, not compiled kernels (not here")
     assert least_cosine(found, wanted) > 0.9995
     assert np.abs(found - wanted).max() > 1e-5, "these came from fp32"
     # whatever company a clip has

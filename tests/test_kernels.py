@@ -219,7 +219,7 @@ def test_without_a_compiler_all_else_is_installed(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("_int8*"))
     monkeypatch.setattr(kernels, "_library", lambda: None)
-    assert kernels.unavailable() == "streamfeat was installed without a C compiler"
+    assert "without a C compiler" in kernels.unavailable()
 
 
 def test_the_build_needs_no_headers_of_python_and_warns_of_nothing(tmp_path):

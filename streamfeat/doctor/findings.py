@@ -149,8 +149,12 @@ def _torch(facts: dict[str, Facts]) -> Iterator[Finding]:
 def _kernels(kernels: Facts) -> Finding:
     """Of what is compiled for the CPU when streamfeat is installed."""
     if not kernels["resize"]:
-        remedy = f"for faster decoding on the CPU and a faster --precision int8 install gcc, then {_REINSTALL}"
-        return Finding("kernels", "none: streamfeat was installed without a C compiler", remedy)
+        remedy = (
+            "for faster decoding on the CPU and a faster --precision int8 install gcc, then in streamfeat's folder: "
+            "pip install --no-deps --force-reinstall ."
+        )
+        found = "streamfeat was installed without a C compiler, or what it built does not load"
+        return Finding("kernels", found, remedy)
     return Finding("kernels", "resizing, " + (f"but not int8: {kernels['int8']}" if kernels["int8"] else "int8"))
 
 

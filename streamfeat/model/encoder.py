@@ -164,7 +164,9 @@ class Encoder:
 
     @property
     def how(self) -> str:
-        """For people: by what means the network runs, on CUDA."""
+        """For people: by what means the network runs, on CUDA and in int8."""
+        if self.precision == "int8":
+            return int8.means()
         return getattr(self._forward, "how", "")
 
     def own_stream(self) -> contextlib.AbstractContextManager[object]:

@@ -25,6 +25,12 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
+def means() -> str:
+    """For people: by which of the two ways models run in int8 here."""
+    reason = kernels.unavailable()
+    return f"torch, not compiled kernels ({reason})" if reason else "compiled kernels"
+
+
 class Int8Linear:
     """A linear layer in 8-bit integers; fp32 in, fp32 out. Takes over the layer's weight.
 

@@ -27,7 +27,7 @@ def unavailable() -> str | None:
     """Why this machine cannot run it, in one line; None if it can."""
     library = _library()
     if library is None:
-        return "streamfeat was installed without a C compiler"
+        return "streamfeat was installed without a C compiler, or what it built does not load"
     if not library.streamfeat_supported():
         return "the processor has no AVX-512 with VNNI"
     return None
