@@ -370,7 +370,7 @@ def test_resizing_in_c_gives_the_same_to_the_last_bit(
 
 
 def test_resizing_is_done_by_numpy_where_nothing_was_compiled(monkeypatch):
-    monkeypatch.setattr(resize.compiled, "library", lambda name: None)
+    monkeypatch.setattr(resize.compiled, "load", lambda name: None)
     resize._function.cache_clear()
     try:
         assert not resize.is_available()

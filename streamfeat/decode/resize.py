@@ -56,7 +56,7 @@ class _Plan(ctypes.Structure):
 
 @functools.cache
 def _function() -> ctypes._CFuncPtr | None:
-    library = compiled.library("streamfeat.decode._resize")
+    library = compiled.load("streamfeat.decode._resize")
     if library is None:
         return None
     function = library.streamfeat_resize

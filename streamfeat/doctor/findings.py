@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from streamfeat import compiled
+
 Facts = dict[str, Any]
 
 #: the newest major CUDA -> the oldest driver for it (NVIDIA DALI's installation page; torch needs the same)
@@ -153,8 +155,7 @@ def _kernels(kernels: Facts) -> Finding:
             "for faster decoding on the CPU and a faster --precision int8 install gcc, then in streamfeat's folder: "
             "pip install --no-deps --force-reinstall ."
         )
-        found = "streamfeat was installed without a C compiler, or what it built does not load"
-        return Finding("kernels", found, remedy)
+        return Finding("kernels", compiled.MISSING, remedy)
     return Finding("kernels", "resizing, " + (f"but not int8: {kernels['int8']}" if kernels["int8"] else "int8"))
 
 

@@ -41,8 +41,7 @@ class Int8Linear:
     most_rows = 224
 
     def __init__(self, layer: nn.Linear) -> None:
-        self._scales = layer.weight.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-        integers = (layer.weight / self._scales[:, None]).round_().to(torch.int8)
+        integers, self._scales = kernels.quantise_weight(layer.weight)
         self._zeros = torch.zeros(len(integers), dtype=torch.int64)
         self._weight = torch.ops.onednn.qlinear_prepack(integers, None)
         self._bias = layer.bias

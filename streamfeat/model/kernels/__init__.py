@@ -1,7 +1,7 @@
 """The blocks of the transformer in 8-bit integers, compiled for x86 processors with AVX-512 and VNNI.
 
 Against ``streamfeat.model.int8``, which needs no compiler: attention is done in integers too, activations have a scale
-for each token, and a layer norm, its product and what follows are one pass over memory.
+for each token, and a block is one call, in which layer norms give integers and products end in GELU or a sum.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ def unavailable() -> str | None:
     """Why this machine cannot run it, in one line; None if it can."""
     library = _library()
     if library is None:
-        return "streamfeat was installed without a C compiler, or what it built does not load"
+        return compiled.MISSING
     if not library.streamfeat_supported():
         return "the processor has no AVX-512 with VNNI"
     return None
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 of the shape of ``weight``, float32 ``(outputs, inputs)``, and the scale of each output, ``(outputs,)``."""
+    scales = weight.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
 class Int8Blocks:
@@ -77,8 +83,7 @@ class Int8Blocks:
 
     def _linear(self, layer: nn.Linear) -> _Linear:
         outputs, inputs = layer.weight.shape
-        scales = layer.weight.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-        integers = (layer.weight / scales[:, None]).round_().to(torch.int8)
+        integers, scales = quantise_weight(layer.weight)
         layer.weight = None  # frees it
         # activations are bytes without signs, 128 more than what they stand for
         offsets = integers.sum(1, dtype=torch.int32).mul_(-128)
@@ -111,7 +116,7 @@ class _Block(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = compiled.library(f"{__name__}._int8")
+    library = compiled.load(f"{__name__}._int8")
     if library is None:
         return None
     _declare(library.streamfeat_supported, ctypes.c_int, sizes=0)

@@ -18,7 +18,7 @@
  * TILE times two vectors, which leaves eight registers for all else. */
 #define TILE 12
 #define BLOCK 32
-/* Tokens that go through a layer together: a multiple of both. What a part of them needs stays in the L2 cache. */
+/* Tokens that go through a layer together: a multiple of both, and few, so that caches keep what is between layers. */
 #define PART 192
 
 /* What counts as nothing. A scale is not less either, so that what it is multiplied with is not lost. */
