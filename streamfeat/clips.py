@@ -78,16 +78,19 @@ class ClipWindow:
     Args:
         recipe: decides length, stride and step of clips, and what happens to the tail.
         allocate: gives the memory for a clip of a shape; its dtype becomes the clip's.
+        first_frame: of a part of a video: where its first clip begins.
     """
 
-    def __init__(self, recipe: Recipe, allocate: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
+    def __init__(
+        self, recipe: Recipe, allocate: Callable[[tuple[int, ...]], torch.Tensor], first_frame: int = 0
+    ) -> None:
         self._recipe = recipe
         self._allocate = allocate
         #: chunks of frames, and the index of the first frame of each
         self._held: deque[tuple[int, torch.Tensor]] = deque()
-        self._clips = 0
-        #: frames seen so far
-        self.frames = 0
+        self._clips = first_frame // recipe.clip_stride
+        #: of the video, up to the last one seen
+        self.frames = first_frame
 
     def push(self, frames: torch.Tensor) -> Iterator[Clip]:
         """Take in the next frames, ``(n, 3, H, W)``; yields each clip that they complete."""

@@ -274,15 +274,19 @@ class _Job:
     source: tuple[int, int]
     info: StreamInfo
     fallback: str | None
+    #: that have their features, and of these how many went to the writer
     clips: int = 0
+    written: int = 0
     ended: bool = False
     #: of the source's bytes, how many count as done
     bytes_done: float = 0.0
     #: features of crops that do not make a whole clip yet
     crops: list[np.ndarray] = dataclasses.field(default_factory=list)
+    #: by first frame, the features of clips that came before earlier ones did: several lanes may share a video
+    early: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def frames(self, recipe: Recipe) -> int:
-        """Frames up to the end of the last clip that has its features."""
+        """Frames that as many clips take as have their features."""
         return (self.clips - 1) * recipe.clip_stride + recipe.clip_span if self.clips else 0
 
 
@@ -320,7 +324,8 @@ class _Run:
             todo = sorted(todo, key=lambda video: -sizes[video.name])
         self._lanes = Lanes(
             todo, decoders, recipe, encoder.device, dtype=encoder.input_dtype, lanes=decoders.lanes,
-            device_lanes=decoders.device_lanes, depth=2 * max(1, encoder.batch_size // recipe.crops) + lanes,
+            device_lanes=decoders.device_lanes, sizes=sizes,
+            depth=2 * max(1, encoder.batch_size // recipe.crops) + lanes,
         )
 
     def run(self) -> None:
@@ -348,7 +353,7 @@ class _Run:
                 self._drop(name)
                 self._jobs[name] = _Job(video, attempt, source, info, fallback)
             case Decoded(attempt=attempt, clip=clip):
-                if name in self._jobs:
+                if name in self._jobs and self._jobs[name].attempt == attempt:
                     for batch in self._batcher.add((name, attempt), clip):
                         self._encode(batch)
                 self._lanes.give_back(clip)
@@ -383,28 +388,43 @@ class _Run:
                 reason = f"features of the clip at frame {keys[bad[0]][1]} are not finite, in fp32 either"
                 self._fail(job.video, "model", reason)
             else:
-                self._write(job, features[indices[0] : indices[-1] + 1])
+                span = slice(indices[0], indices[-1] + 1)
+                self._write(job, features[span], [start_frame for _, start_frame in keys[span]])
         for name in {name for name, _ in owners}:
             self._finish_if_complete(name)
 
-    def _write(self, job: _Job, rows: np.ndarray) -> None:
+    def _write(self, job: _Job, rows: np.ndarray, start_frames: list[int]) -> None:
+        """Hand features on, ``(n, *row)``, one for each sample; ``start_frames`` are those of their clips."""
         crops = self._recipe.crops
         if crops > 1:
+            # those of a clip come one after the other
+            start_frames = start_frames[crops - 1 - len(job.crops) :: crops]
             job.crops.extend(rows)
-            whole = len(job.crops) // crops
+            whole = len(start_frames) * crops
             if not whole:
                 return
-            rows = np.stack(job.crops[: whole * crops]).reshape(whole, crops, *rows.shape[1:])
-            del job.crops[: whole * crops]
-        start_frames = self._recipe.clip_stride * np.arange(job.clips, job.clips + len(rows), dtype=np.int64)
-        self._writer.rows(job.video.name, job.attempt, rows, start_frames)
-        self._counters.clips += len(rows)
+            rows = np.stack(job.crops[:whole]).reshape(-1, crops, *rows.shape[1:])
+            del job.crops[:whole]
         self._counters.frames -= job.frames(self._recipe)
+        for start_frame, row in zip(start_frames, rows, strict=True):
+            job.early[start_frame] = row.copy()
+        self._counters.clips += len(rows)
         job.clips += len(rows)
         self._counters.frames += job.frames(self._recipe)
+        self._write_in_order(job)
         if job.info.frames_hint:
             share = min(1.0, job.frames(self._recipe) / job.info.frames_hint)
             self._count_bytes(job, share * self._sizes[job.video.name])
+
+    def _write_in_order(self, job: _Job) -> None:
+        stride = self._recipe.clip_stride
+        ready = []
+        while (row := job.early.pop(stride * (job.written + len(ready)), None)) is not None:
+            ready.append(row)
+        if ready:
+            start_frames = stride * np.arange(job.written, job.written + len(ready), dtype=np.int64)
+            self._writer.rows(job.video.name, job.attempt, np.stack(ready), start_frames)
+            job.written += len(ready)
 
     def _count_bytes(self, job: _Job, done: float) -> None:
         self._counters.bytes_done += done - job.bytes_done
@@ -417,6 +437,9 @@ class _Run:
         info, video = job.info, job.video
         if self._strict and info.damaged_packets:
             self._fail(video, "decode", f"damaged: {info.damaged_packets} bad packets (--strict)")
+            return
+        if job.written != (clips := self._recipe.count_clips(info.frames)):
+            self._fail(video, "decode", f"{job.written} of its {clips} clips came")
             return
         del self._jobs[name]
         self._count_bytes(job, self._sizes[name])

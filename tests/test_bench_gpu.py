@@ -33,8 +33,11 @@ def test_what_is_measured_means_what_it_says(document):
     encoder = rows(document, "encode-vit_tiny")
     assert [row["side"] for row in encoder] == ["auto", "eager", "batch 1", "torch.compile", "auto again"]
     assert all(row["clips/s"] > 0 and row["share"] > 0 for row in encoder)
-    assert {row["lanes"] for row in rows(document, "decode")} == {1, 2}
-    assert all(row["frames"] == row["lanes"] * 16 * (2 if row["lanes"] == 1 else 1) for row in rows(document, "decode"))
+    *alone, one, shared = rows(document, "decode")
+    assert {row["lanes"] for row in alone} == {1, 2}
+    assert all(row["frames"] == row["lanes"] * 16 * (2 if row["lanes"] == 1 else 1) for row in alone)
+    assert [(row["lanes"], row["frames"]) for row in (one, shared)] == [(1, 32), (2, 32)]
+    assert one["side"] == shared["side"] == "one video, lanes share it"
     (whole, _) = rows(document, "extract")
     assert (whole["frames"], whole["clips"], whole["decoder"]) == (32, 2, "pyav")
     assert "2 videos to do" in whole["chosen"]

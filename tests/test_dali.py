@@ -16,6 +16,7 @@ from streamfeat.decode.base import FallBack, StreamInfo
 from streamfeat.decode.choose import Decoders
 from streamfeat.decode.dali import DaliDecoder
 from streamfeat.decode.preprocess import Preprocessor
+from streamfeat.decode.probe import Packets
 from streamfeat.decode.pyav import PyAVDecoder
 from streamfeat.recipe import Recipe
 from streamfeat.videos import Video
@@ -144,7 +145,9 @@ def test_a_resolution_that_changes_midway_gives_pyavs_frames_or_falls_back(tmp_p
 
 def test_fewer_frames_than_packets_fall_back(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.webm", 20, codec="vp9")
-    monkeypatch.setattr(dali, "count_placed_packets", lambda path, first: 21)
+    times = np.arange(21)
+    packets = Packets(times, np.array([0]), np.array([True]))
+    monkeypatch.setattr(dali, "placed_packets", lambda path, first: packets)
     with pytest.raises(FallBack, match="20 frames came out of 21 packets"):
         frames(dali_on_cpu(), path)
 
@@ -192,9 +195,8 @@ def test_nothing_is_decoded_twice(tmp_path, monkeypatch):
     frames(dali_on_cpu(), path)
     assert len(runs) == 3  # sequences of 16 frames
     # what the reader goes on to by itself is one frame
-    made = dali._graph(Recipe(), CPU, StreamInfo(96, 64, 25.0, "vp9", "dali-cpu"))(
-        dali._list_for_dali(str(path), tmp_path)
-    )
+    files = dali.FileList(path)
+    made = dali._graph(Recipe(), CPU, StreamInfo(96, 64, 25.0, "vp9", "dali-cpu"))(files.write(None))
     made.build()
     outputs = [[output.as_array().ravel().tolist() for output in made.run()[1:]] for _ in range(4)]
     assert [labels for labels, _ in outputs] == [[1], [1], [1], [2]]
@@ -202,11 +204,13 @@ def test_nothing_is_decoded_twice(tmp_path, monkeypatch):
 
 
 HANG = """
-import os, sys, torch
+import numpy, os, sys, torch
 from streamfeat.decode.base import FallBack, StreamInfo
-from streamfeat.decode.dali import DaliStream
+from streamfeat.decode.dali import DaliStream, DaliVideo, FileList
+from streamfeat.decode.parts import Part
 info = StreamInfo(96, 64, 25.0, "vp9", "dali-cpu")
-stream = DaliStream(sys.argv[1], None, torch.device("cpu"), info, 4, None, 1.0)
+video = DaliVideo(sys.argv[1], None, torch.device("cpu"), info, numpy.arange(4), FileList(sys.argv[1]), 1.0)
+stream = DaliStream(video, Part(0, 4, 0), None)
 try:
     next(iter(stream))
 except FallBack as error:
@@ -288,13 +292,13 @@ def begin_late(path, out):
 def test_packets_that_timestamps_do_not_place_fall_back(tmp_path, make, says):
     path = make(tmp_path)
     with pytest.raises(FallBack, match=says):
-        probe.count_placed_packets(path, probe.probe(path).time)
+        probe.placed_packets(path, probe.probe(path).time)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_b_frames_with_timestamps_are_placed(tmp_path, name):
     path = write_video(tmp_path / name, 20, b_frames=2)
-    assert probe.count_placed_packets(path, probe.probe(path).time) == 20
+    assert len(probe.placed_packets(path, probe.probe(path).time).times) == 20
 
 
 def test_first_frames_must_be_the_same_pictures(tmp_path):
@@ -361,7 +365,7 @@ def test_what_nvdec_cannot_do_never_reaches_it(tmp_path, monkeypatch, codec, siz
 def test_no_decoder_is_used_for_another_size(tmp_path, monkeypatch):
     monkeypatch.setattr(nvdec, "capabilities", lambda index: {})
     monkeypatch.setattr(dali, "_displayed", set())
-    monkeypatch.setattr(dali, "DaliStream", lambda path, *arguments: path)
+    monkeypatch.setattr(dali, "DaliStream", lambda video, *arguments: video)
     sizes = {name: size for name, size in zip("abcd", [(96, 72), (96, 80), (96, 72), (96, 80)], strict=True)}
     for name, size in sizes.items():
         write_video(tmp_path / f"{name}.mp4", 3, size=size)
@@ -459,7 +463,7 @@ def test_auto_takes_pyav_on_a_cpu_and_dali_where_asked(tmp_path):
 @pytest.mark.parametrize(
     ("engines", "videos", "lanes", "wanted", "why"),
     [
-        (7, 100, None, 7, "one for each NVDEC engine"), (7, 3, None, 3, "as many as videos"),
+        (7, 100, None, 7, "one for each NVDEC engine"), (7, 1, None, 7, "one for each NVDEC engine"),
         (None, 100, None, 2, "NVDEC engines unknown"), (7, 100, 5, 5, "asked for"),
     ],
 )  # fmt: skip

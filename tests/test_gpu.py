@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import streamfeat
-from streamfeat.decode import agreement, dali, nvdec
+from streamfeat.decode import agreement, dali, nvdec, parts
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.dali import DaliDecoder
+from streamfeat.decode.probe import Packets
 from streamfeat.decode.pyav import Pictures
 from streamfeat.frames import dump_frames
 from streamfeat.model import cuda, fp8, load_encoder
@@ -252,6 +253,35 @@ def test_pictures_are_in_order_from_the_first_to_the_last(gpu, tmp_path, name, c
 
 
 @pytest.mark.usefixtures("has_nvdec")
+@pytest.mark.parametrize(
+    ("name", "codec", "b_frames"),
+    [("a.mp4", "h264", 0), ("a.mp4", "h264", 3), ("a.mkv", "h264", 3), ("a.mp4", "hevc", 3), ("a.webm", "vp9", 0)],
+)
+def test_parts_are_frame_for_frame_the_whole(gpu, tmp_path, monkeypatch, name, codec, b_frames):
+    monkeypatch.setattr(parts, "FEWEST_FRAMES", 40)
+    monkeypatch.setattr(dali, "_not_in_parts", [])
+    closed = {"x265-params": "log-level=none:keyint=12:open-gop=0"} if codec == "hevc" else None
+    path = write_video(tmp_path / name, 300, codec=codec, b_frames=b_frames, size=(320, 240), options=closed)
+    whole = decoded(gpu, path, must=True)
+    found = DaliDecoder(gpu).parts(Video("a", path), None, gpu, 0.01)
+    assert len(found) >= 5
+    for part in [found[0], *reversed(found[1:])]:
+        stream = part.open()
+        frames = np.concatenate([chunk.permute(0, 2, 3, 1).cpu().numpy() for chunk in stream])
+        stream.close()
+        np.testing.assert_array_equal(frames, whole[part.first : part.part.end])
+
+
+@pytest.mark.usefixtures("has_nvdec")
+def test_one_video_is_shared_by_all_lanes(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 3000, b_frames=2, size=(320, 240))
+    one = extract(path, tmp_path / "one.h5", device="cuda", precision="fp32", lanes=1)
+    shared = extract(path, tmp_path / "shared.h5", device="cuda", precision="fp32", lanes=4)
+    assert one["a"][1] == shared["a"][1] == "dali-gpu"
+    np.testing.assert_allclose(shared["a"][0], one["a"][0], atol=2e-5)
+
+
+@pytest.mark.usefixtures("has_nvdec")
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
 def test_colours_are_pyav_s(gpu, tmp_path, pix_fmt):
     path = write_video(tmp_path / "a.mp4", 8, pix_fmt=pix_fmt, size=(320, 240))
@@ -273,7 +303,8 @@ def test_colours_are_pyav_s(gpu, tmp_path, pix_fmt):
 def test_what_is_kept_from_dali_would_be_wrong(gpu, tmp_path, monkeypatch, name, codec, options):
     path = write_video(tmp_path / name, 60, codec=codec, **{"size": (320, 240), **options})
     monkeypatch.setattr(dali, "GPU_CODECS", dali.GPU_CODECS | {"av1"})
-    monkeypatch.setattr(dali, "count_placed_packets", lambda path, first: 60)
+    packets = Packets(np.arange(60), np.array([0]), np.array([True]))
+    monkeypatch.setattr(dali, "placed_packets", lambda path, first: packets)
     monkeypatch.setattr(dali.DaliDecoder, "_beyond_nvdec", lambda self, found: None)
     monkeypatch.setattr(agreement.FirstFrames, "compare", lambda self, frames: None)
     try:

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from streamfeat.decode import lanes
 from streamfeat.decode.base import DecodeError, FallBack, StreamInfo
 from streamfeat.decode.lanes import Decoded, Ended, Failed, Lanes, Started
 from streamfeat.recipe import Recipe
@@ -36,36 +37,61 @@ class FakeDecoder:
         self.refuses = None
         self.opened, self.closed = [], []
         self.peak = 0
+        #: the frame that nothing gets past while this is not set
+        self.blocked_at, self.unblock = None, threading.Event()
+        #: by video, which threads have decoded
+        self.threads = {}
 
     def open(self, video, recipe, device):
-        self.opened.append(video.name)
+        (whole,) = self.parts(video, recipe, device, 1.0)
+        return whole.open()
+
+    def parts(self, video, recipe, device, share):
         if self.refuses == video.name:
             raise FallBack("not this one")
-        return _FakeStream(self, video)
+        stride = recipe.clip_stride
+        step = max(stride, int(share * video.frames) // stride * stride)
+        firsts = range(0, video.frames, step) if share < 1 else ()
+        ends = [first + max(0, recipe.clip_span - stride) for first in firsts[1:]] + [video.frames]
+        return [_FakePart(self, video, first, end) for first, end in zip(firsts or [0], ends, strict=True)]
+
+
+@dataclasses.dataclass
+class _FakePart:
+    decoder: FakeDecoder
+    video: FakeVideo
+    first: int
+    end: int
+
+    def open(self):
+        self.decoder.opened.append(self.video.name)
+        return _FakeStream(self.decoder, self.video, self.first, self.end)
 
 
 class _FakeStream:
-    def __init__(self, decoder, video):
-        self.decoder, self.video = decoder, video
+    def __init__(self, decoder, video, first, end):
+        self.decoder, self.video, self.first, self.end = decoder, video, first, end
         self.info = StreamInfo(14, 14, 25.0, "fake", decoder.name)
 
     def __iter__(self):
-        for index in range(self.video.frames):
-            if index == self.decoder.fail_at:
-                raise self.decoder.error
-            time.sleep(self.decoder.delay)
-            self.decoder.peak = max(self.decoder.peak, index)
+        decoder = self.decoder
+        decoder.threads.setdefault(self.video.name, set()).add(threading.current_thread().name)
+        for index in range(self.first, self.end):
+            if index == decoder.fail_at:
+                raise decoder.error
+            if index == decoder.blocked_at:
+                decoder.unblock.wait(10)
+            time.sleep(decoder.delay)
+            decoder.peak = max(decoder.peak, index)
             yield torch.full((1, 3, 14, 14), float(index))
 
     def close(self):
         self.decoder.closed.append(self.video.name)
 
 
-def run(videos, decoders, lanes=2, depth=4, until=lambda event: False, device_lanes=0):
+def run(videos, decoders, lanes=2, depth=4, until=lambda event: False, **options):
     stop = threading.Event()
-    running = Lanes(
-        videos, decoders, RECIPE, CPU, dtype=torch.float32, lanes=lanes, device_lanes=device_lanes, depth=depth
-    )
+    running = Lanes(videos, decoders, RECIPE, CPU, dtype=torch.float32, lanes=lanes, depth=depth, **options)
     events = []
     for event in running.events(stop):
         events.append(event)
@@ -234,3 +260,105 @@ def test_videos_are_opened_ahead_and_no_further():
     running.close()
     assert sorted(device.closed) == sorted(device.opened)  # also those that no lane has taken
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode-")]
+
+
+def sizes_of(*videos):
+    return {video.name: video.frames for video in videos}
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, RECIPE.replace(clip_stride=3), RECIPE.replace(clip_stride=7, tail="pad")])
+@pytest.mark.parametrize("frames", [399, 400, 401])
+def test_a_video_longer_than_what_is_left_for_a_lane_is_shared(recipe, frames):
+    device, long = FakeDecoder("gpu", delay=0.001), FakeVideo("long", frames)
+    stop = threading.Event()
+    running = Lanes(
+        [long], lambda video: [device, FakeDecoder()], recipe, CPU, dtype=torch.float32, lanes=1, device_lanes=4,
+        sizes=sizes_of(long), depth=4,
+    )  # fmt: skip
+    events, seen = [], []
+    for event in running.events(stop):
+        events.append(event)
+        if isinstance(event, Decoded):
+            seen.append((event.clip.start_frame, event.clip.frames[0, :, 0, 0].tolist()))
+            running.give_back(event.clip)
+    running.close()
+    assert len(device.threads["long"]) == 4 and device.closed == ["long"] * len(device.opened)
+    assert isinstance(events[0], Started) and events[0].attempt == 0
+    assert isinstance(events[-1], Ended) and events[-1].info.frames == frames
+    wanted = [recipe.clip_stride * index for index in range(recipe.count_clips(frames))]
+    assert sorted(start for start, _ in seen) == wanted
+    for start, numbers in seen:
+        assert numbers == [min(start + offset, frames - 1) for offset in range(4)]
+
+
+def test_short_videos_are_not_shared_while_there_are_many():
+    device = FakeDecoder("gpu")
+    videos = [FakeVideo(f"v{index}", 40) for index in range(20)]
+    run(videos, lambda video: [device, FakeDecoder()], device_lanes=2, sizes=sizes_of(*videos))
+    assert [device.opened.count(video.name) for video in videos[:18]] == [1] * 18
+    assert device.opened.count("v19") == 2  # it would be the last, with one lane
+
+
+def test_a_part_that_falls_back_takes_the_whole_video_along_once():
+    device = FakeDecoder("gpu", fail_at=250, error=FallBack("a broken packet"), delay=0.001)
+    long, after = FakeVideo("long", 400), FakeVideo("after", 8)
+    plain = FakeDecoder("cpu")
+    events = run([long, after], lambda video: [device, plain], device_lanes=4, sizes=sizes_of(long, after))
+    mine = of(events, "long")
+    assert [event.attempt for event in mine if isinstance(event, Started)] == [0, 1]
+    (ended,) = [event for event in mine if isinstance(event, Ended)]
+    assert (ended.attempt, ended.info.frames, ended.info.decoder) == (1, 400, "cpu")
+    again = [event.clip.start_frame for event in mine if isinstance(event, Decoded) and event.attempt == 1]
+    assert again == list(range(0, 397, 4)) and plain.opened == ["long"]
+    assert of(events, "after")[-1].info.decoder == "gpu"
+    assert sorted(device.closed) == sorted(device.opened)
+
+
+def test_a_part_that_cannot_be_decoded_fails_the_video_once():
+    device, long = FakeDecoder("gpu", fail_at=250, error=DecodeError("gone")), FakeVideo("long", 400)
+    events = run([long], lambda video: [device, FakeDecoder()], device_lanes=4, sizes=sizes_of(long))
+    assert [event for event in events if not isinstance(event, (Started, Decoded))] == [Failed(long, "gone")]
+    assert sorted(device.closed) == sorted(device.opened)
+
+
+def test_all_parts_of_a_video_that_nobody_wants_are_left():
+    device, long, after = FakeDecoder("gpu"), FakeVideo("long", 100_000), FakeVideo("after")
+    stop = threading.Event()
+    running = Lanes(
+        [long, after], lambda video: [device, FakeDecoder()], RECIPE, CPU, dtype=torch.float32, lanes=1, device_lanes=4,
+        sizes=sizes_of(long, after), depth=2,
+    )  # fmt: skip
+    events = []
+    for event in running.events(stop):
+        events.append(event)
+        running.skip(long)
+        if isinstance(event, Decoded):
+            running.give_back(event.clip)
+    running.close()
+    assert len(of(events, "long")) < 40 and isinstance(of(events, "after")[-1], Ended)
+    assert not [event for event in of(events, "long") if isinstance(event, Ended)]
+
+
+def test_parts_wait_for_one_that_is_far_behind(monkeypatch):
+    """Features of later parts wait in memory for those of earlier ones."""
+    monkeypatch.setattr(lanes, "_PARTS_APART", 2)
+    device, long = FakeDecoder("gpu"), FakeVideo("long", 400)
+    device.parts = lambda video, *_: [_FakePart(device, video, first, first + 4) for first in range(0, 400, 4)]
+    device.blocked_at = 2
+    stop = threading.Event()
+    running = Lanes(
+        [long], lambda video: [device, FakeDecoder()], RECIPE, CPU, dtype=torch.float32, lanes=1, device_lanes=2,
+        sizes=sizes_of(long), depth=2,
+    )  # fmt: skip
+    found, opened = [], None
+    for event in running.events(stop):
+        found.append(event)
+        if isinstance(event, Decoded):
+            running.give_back(event.clip)
+        if len(found) == 4:  # Started, and three parts that the other lane did
+            time.sleep(0.3)
+            opened = len(device.opened)
+            device.unblock.set()
+    running.close()
+    assert opened == 4  # two lanes, twice as many parts
+    assert found[-1].info.frames == 400 and len(device.opened) == 100

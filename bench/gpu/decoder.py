@@ -13,6 +13,7 @@ from typing import Any
 from bench.gpu.stage import CLIP_FRAMES, IMAGE_SIZE, Stage
 
 _OURS = "streamfeat DALI"
+_SHARED = "one video, lanes share it"
 
 
 def decode(stage: Stage) -> None:
@@ -39,6 +40,43 @@ def decode(stage: Stage) -> None:
                     paths = [stage.path(kind, length, number % copies) for number in range(lanes)]
                     frames, seconds = _read_all(stage, read, paths)
                     stage.row(video=kind, lanes=lanes, side=side, frames=frames, **{"frames/s": frames / seconds})
+    for lanes in (1, max(2, engines)):
+        with stage.attempt(video="480p", lanes=lanes, side=_SHARED):
+            frames, seconds = _one_video(stage, stage.path("480p", "long"), lanes)
+            stage.row(video="480p", lanes=lanes, side=_SHARED, frames=frames, **{"frames/s": frames / seconds})
+
+
+def _one_video(stage: Stage, path: Path, lanes: int) -> tuple[int, float]:
+    """Frames and seconds of one video that all lanes share, from its opening to its last clip."""
+    import threading
+
+    import torch
+
+    from streamfeat.decode.choose import Decoders
+    from streamfeat.decode.lanes import Decoded, Ended, Failed, Lanes
+    from streamfeat.recipe import Recipe
+    from streamfeat.videos import Video
+
+    device, video = stage.torch_device(), Video(path.stem, path)
+    decoders = Decoders("auto", device, 1, lanes)
+    running = Lanes(
+        [video], decoders, Recipe(upscale_below=None), device, dtype=torch.float32, lanes=decoders.lanes,
+        device_lanes=decoders.device_lanes, sizes={video.name: path.stat().st_size}, depth=4 * lanes,
+    )  # fmt: skip
+    started, frames = time.perf_counter(), 0
+    try:
+        for event in running.events(threading.Event()):
+            match event:
+                case Decoded(clip=clip):
+                    running.give_back(clip)
+                case Ended(info=info):
+                    frames = info.frames
+                case Failed(reason=reason):
+                    raise RuntimeError(reason)
+    finally:
+        running.close()
+    stage.synchronise()
+    return frames, time.perf_counter() - started
 
 
 def _read_all(stage: Stage, read: Callable[[Path], int], paths: Sequence[Path]) -> tuple[int, float]:

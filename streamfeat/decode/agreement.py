@@ -34,16 +34,17 @@ _NEARER, _SLACK = 2.0, 1.0
 
 
 class FirstFrames:
-    """What PyAV makes of the first frames of a video.
+    """What PyAV makes of the first frames of a video, or of a part of it.
 
     Args:
         recipe: as for the decoder to compare with; None: frames as they are, uint8 RGB.
+        start: where a part begins, as for ``Pictures``.
 
     Raises DecodeError.
     """
 
-    def __init__(self, path: os.PathLike[str], recipe: Recipe | None) -> None:
-        file = Pictures(path, threads=1)
+    def __init__(self, path: os.PathLike[str], recipe: Recipe | None, start: tuple[int, int] | None = None) -> None:
+        file = Pictures(path, threads=1, start=start)
         try:
             pictures = list(itertools.islice(file, FRAMES))
         finally:
@@ -62,7 +63,7 @@ class FirstFrames:
         self._small = self._reduce(frames)
 
     def compare(self, frames: torch.Tensor) -> None:
-        """Raise FallBack where ``frames``, ``(n, 3, H, W)`` and the first of the video, are not the same pictures."""
+        """Raise FallBack where ``frames``, ``(n, 3, H, W)`` and the first ones, are not the same pictures."""
         if frames.shape[1:] != self._shape:
             raise FallBack(f"its frames are {tuple(frames.shape[1:])}, and PyAV's {tuple(self._shape)}")
         count = min(len(frames), len(self._small))

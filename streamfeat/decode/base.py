@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -69,6 +69,31 @@ class Decoder(Protocol):
 
     def open(self, video: Video, recipe: Recipe, device: torch.device) -> FrameStream:
         """Starts decoding ``video``. Raises DecodeError, or FallBack where PyAV should try instead."""
+        ...
+
+
+class OpenPart(Protocol):
+    """Frames of a video that can be decoded beside its other parts."""
+
+    #: index of the first of them, where a clip begins
+    first: int
+
+    def open(self) -> FrameStream:
+        """Starts decoding. The stream's ``info.frames`` count from ``first``. Raises as ``Decoder.open``."""
+        ...
+
+
+class PartsDecoder(Decoder, Protocol):
+    """A decoder that can share a video with others of its kind."""
+
+    def parts(self, video: Video, recipe: Recipe, device: torch.device, share: float) -> Sequence[OpenPart]:
+        """Parts that together have each clip of ``video`` once, in order; often one, the whole.
+
+        Args:
+            share: of the video's frames, about how many a part shall have.
+
+        Raises as ``open``.
+        """
         ...
 
 

@@ -1,4 +1,7 @@
-"""What coded packets show before they are decoded: whether each is one frame, which is displayed when it is decoded.
+"""What coded packets show before they are decoded.
+
+Whether each is one frame, which is displayed when it is decoded, and whether DALI would begin with it.
+
 
 The syntax is that of ITU-T H.264 (7.3.1, 7.3.3; ISO/IEC 14496-15 for lengths in place of start codes), H.265 (7.3.1.2,
 7.3.6.1), ISO/IEC 14496-2 (6.2.5), RFC 6386 (9.1) for VP8 and the VP9 bitstream specification 0.6 (6.2, annex B).
@@ -23,13 +26,39 @@ def one_frame_test(codec: str, extradata: bytes | None) -> Callable[[bytes | mem
         extradata: of the stream; it says how long the lengths in packets of H.264 and HEVC are.
     """
     if codec in ("h264", "hevc"):
-        length_size = 0
-        if extradata and extradata[0] == 1:  # avcC, hvcC
-            at = 4 if codec == "h264" else 21
-            length_size = (extradata[at] & 3) + 1 if len(extradata) > at else 0
+        length_size = _length_size(codec, extradata)
         begins = _begins_h264 if codec == "h264" else _begins_hevc
         return lambda packet: _is_one_picture(bytes(packet), length_size, begins)
     return {"vp8": _is_shown_vp8, "vp9": _is_shown_vp9, "mpeg4": _is_one_vop}.get(codec, lambda packet: True)
+
+
+def is_seekable_test(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryview], bool]:
+    """The test of packets that the container calls key frames: whether DALI takes them for some too.
+
+    In H.264 and HEVC it looks for units of certain types behind lengths of four bytes (``BuildIndex`` in its
+    ``frames_decoder_base.cc``). Arguments as those of ``one_frame_test``.
+    """
+    if codec not in ("h264", "hevc"):
+        return lambda packet: True
+    if _length_size(codec, extradata) != 4:
+        return lambda packet: False
+    # instantaneous decoding refresh; random access points
+    types, shift = (range(5, 6), 0) if codec == "h264" else (range(16, 22), 1)
+    mask = 0x1F if codec == "h264" else 0x3F
+
+    def test(packet: bytes | memoryview) -> bool:
+        data = bytes(packet)
+        return any(start < end <= len(data) and data[start] >> shift & mask in types for start, end in _units(data, 4))
+
+    return test
+
+
+def _length_size(codec: str, extradata: bytes | None) -> int:
+    """Bytes of the lengths before units of H.264 and HEVC; 0 where start codes are in their place."""
+    if not extradata or extradata[0] != 1:  # neither avcC nor hvcC
+        return 0
+    at = 4 if codec == "h264" else 21
+    return (extradata[at] & 3) + 1 if len(extradata) > at else 0
 
 
 def _is_one_picture(data: bytes, length_size: int, begins: Callable[[bytes, int, int], int | None]) -> bool:

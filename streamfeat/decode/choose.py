@@ -25,7 +25,7 @@ class Decoders:
     Args:
         choice: ``auto`` (DALI on a GPU, PyAV on a CPU), ``dali`` or ``pyav``.
         device: where the frames go.
-        videos: how many there are; more lanes than videos would idle.
+        videos: how many there are; more lanes than videos would idle, but for DALI's.
         lanes: videos decoded side by side by the first of the decoders; None: on a GPU as many as it has NVDEC
             engines, on a CPU as many as cores, up to a few.
 
@@ -57,7 +57,7 @@ class Decoders:
             most, why = _engines(device)
         if lanes:
             chosen, why = lanes, "asked for"
-        elif videos < most:
+        elif videos < most and self._dali is None:  # DALI's lanes share a video
             chosen, why = max(1, videos), "as many as videos"
         else:
             chosen = most

@@ -1,8 +1,9 @@
 """NVIDIA DALI: decode, resize and normalise in one graph; on the GPU, or on the CPU for the codecs it can do there.
 
-One pipeline per video: a broken packet ends a whole pipeline, and must not take other videos along. DALI is not asked
-which frames a video has. What it returns says video and frame by number, and that, the container's packets, PyAV's
-first frames and a watchdog decide whether it is believed; where not, the video is done again by PyAV.
+One pipeline per video, or per part of a long one: a broken packet ends a whole pipeline, and must not take other videos
+along. DALI is not asked which frames a video has. What it returns says video and frame by number, and that, the
+container's packets, PyAV's first frames and a watchdog decide whether it is believed; where not, the video is done
+again by PyAV.
 
 What DALI keeps for the life of the process, whatever is done here: 16 bytes for each frame that it has indexed, and on
 a GPU up to a hundred NVDEC decoders that nobody uses, with the surfaces of each (``NVDECCache``).
@@ -10,13 +11,18 @@ a GPU up to a hundred NVDEC decoders that nobody uses, with the surfaces of each
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dataclasses
 import functools
 import os
 import queue
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +30,8 @@ import numpy as np
 
 from streamfeat.decode import geometry, nvdec
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, FallBack, StreamInfo, frames_per_chunk
-from streamfeat.decode.probe import Probe, count_placed_packets, probe
+from streamfeat.decode.parts import Part, cut
+from streamfeat.decode.probe import Probe, lands, placed_packets, probe
 from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
@@ -56,6 +63,8 @@ _LABEL, _LABEL_OF_END = 1, 2
 _displayed: set[tuple[str, int, int]] = set()
 #: threads that were given up
 _hung: list[threading.Thread] = []
+#: why no video is cut into parts any more: what went wrong at the beginning of one
+_not_in_parts: list[str] = []
 
 
 def hangs() -> bool:
@@ -105,6 +114,11 @@ class DaliDecoder:
 
     def open(self, video: Video, recipe: Recipe | None, device: torch.device) -> DaliStream:
         """As ``Decoder.open``; without a recipe the frames come as they are, uint8."""
+        (whole,) = self.parts(video, recipe, device, share=1.0)
+        return whole.open()
+
+    def parts(self, video: Video, recipe: Recipe | None, device: torch.device, share: float) -> list[DaliPart]:
+        """As ``PartsDecoder.parts``."""
         if (hung := _count_hung()) >= MOST_HUNG:
             raise FallBack(f"DALI is not asked any more, {hung} of its pipelines hang")
         found = probe(video.path)
@@ -118,12 +132,13 @@ class DaliDecoder:
             if reason := self._beyond_nvdec(found):
                 raise FallBack(reason)
             _displayed.add((found.codec, found.width, found.height))
-        from streamfeat.decode.agreement import FirstFrames
-
-        packets = count_placed_packets(video.path, found.time)
-        first = FirstFrames(video.path, recipe)
+        packets = placed_packets(video.path, found.time)
+        parts = cut(recipe, packets, 1.0 if _not_in_parts else share)
+        if len(parts) > 1 and not all(lands(video.path, [int(packets.times[part.key]) for part in parts[1:]])):
+            parts = cut(recipe, packets, 1.0)
         info = StreamInfo(found.width, found.height, found.fps, found.codec, self.name, frames_hint=found.frames_hint)
-        return DaliStream(os.fspath(video.path), recipe, device, info, packets, first, self._watchdog)
+        opened = DaliVideo(video.path, recipe, device, info, packets.times, FileList(video.path), self._watchdog)
+        return [DaliPart(opened, part) for part in parts]
 
     def _beyond_nvdec(self, found: Probe) -> str | None:
         """Why NVDEC, or DALI with it, cannot do this video. DALI itself finds out in callbacks of the driver."""
@@ -150,38 +165,80 @@ class DaliDecoder:
         return None
 
 
+@dataclasses.dataclass(frozen=True)
+class DaliVideo:
+    """What the parts of a video have in common."""
+
+    path: os.PathLike[str]
+    recipe: Recipe | None
+    device: torch.device
+    info: StreamInfo
+    #: timestamps of its frames, as in packets
+    times: np.ndarray
+    file_list: FileList
+    watchdog: float
+    #: done when DALI has indexed the file for its first part; the others would all do that again
+    indexed: Future[None] = dataclasses.field(default_factory=Future)
+
+
+@dataclasses.dataclass(frozen=True)
+class DaliPart:
+    """Frames of a video, all or some, that nobody has begun to decode."""
+
+    video: DaliVideo
+    part: Part
+
+    @property
+    def first(self) -> int:
+        return self.part.first
+
+    def open(self) -> DaliStream:
+        """As ``OpenPart.open``."""
+        from streamfeat.decode.agreement import FirstFrames
+
+        times, part = self.video.times, self.part
+        start = (int(times[part.key]), int(times[part.first])) if part.first else None
+        return DaliStream(self.video, part, FirstFrames(self.video.path, self.video.recipe, start))
+
+
 class DaliStream:
-    """The frames of one video, from one pipeline that runs in a thread of its own.
+    """Frames of one video, from one pipeline that runs in a thread of its own.
 
     ``close`` waits for the thread, since a process that ends amid a pipeline's end is aborted. It is abandoned only
     when the pipeline hangs: nothing can interrupt that.
     """
 
-    def __init__(
-        self, path: str, recipe: Recipe | None, device: torch.device, info: StreamInfo, packets: int,
-        first: FirstFrames, watchdog: float,
-    ) -> None:  # fmt: skip
-        self.info = info
-        self._path, self._recipe, self._device, self._watchdog = path, recipe, device, watchdog
-        self._packets, self._first = packets, first
+    def __init__(self, video: DaliVideo, part: Part, first: FirstFrames) -> None:
+        self.info = dataclasses.replace(video.info)
+        self._video, self._part, self._first = video, part, first
+        self._recipe, self._device = video.recipe, video.device
         self._closed = threading.Event()
         self._sequences: queue.Queue[tuple[np.ndarray, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
         # raises what the geometry forbids here, in the caller's thread
-        self._graph = _graph(recipe, device, info)
+        self._graph = _graph(video.recipe, video.device, video.info)
         self._hung = False
         self._thread = threading.Thread(target=self._produce, name="dali", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        try:
+            yield from self._frames()
+        except FallBack as error:
+            indexed = self._video.indexed
+            if self._part.first and not self.info.frames and indexed.done() and indexed.exception() is None:
+                _not_in_parts.append(str(error))
+            raise
+
+    def _frames(self) -> Iterator[torch.Tensor]:
         import torch
 
         while (found := self._next()) is not None:
             numbers, frames = found
             shown = numbers >= 0  # the last sequence is filled up with frames numbered -1
-            count = int(shown.sum())
-            expected = np.arange(self.info.frames, self.info.frames + count)
+            count, next_one = int(shown.sum()), self._part.first + self.info.frames
+            expected = np.arange(next_one, next_one + count)
             if not (shown[:count].all() and np.array_equal(numbers[:count], expected)):
-                raise FallBack(f"frame {self.info.frames} was expected, and {numbers[:3].tolist()}... came")
+                raise FallBack(f"frame {next_one} was expected, and {numbers[:3].tolist()}... came")
             if count:
                 if not self.info.frames:
                     self._first.compare(frames[:count])
@@ -190,46 +247,77 @@ class DaliStream:
                     # they were made on another stream, whose next sequence must not take their memory too early
                     frames.record_stream(torch.cuda.current_stream(frames.device))
                 yield frames[:count]
-        if self.info.frames != self._packets:
-            raise FallBack(f"{self.info.frames} frames came out of {self._packets} packets")
+        if (packets := self._part.end - self._part.first) != self.info.frames:
+            raise FallBack(f"{self.info.frames} frames came out of {packets} packets")
 
     def close(self) -> None:
         self._closed.set()
         if not self._hung:
-            self._thread.join(self._watchdog)
+            self._thread.join(self._video.watchdog)
 
     def _next(self) -> tuple[np.ndarray, torch.Tensor] | None:
-        try:
-            found = self._sequences.get(timeout=self._watchdog)
-        except queue.Empty:
-            self._hung = True
-            _hung.append(self._thread)
-            raise FallBack(f"nothing came for {self._watchdog:.0f} seconds") from None
+        while True:
+            try:
+                found = self._sequences.get(timeout=self._video.watchdog)
+                break
+            except queue.Empty:
+                if self._waits_for_index:  # whose own watchdog ends that
+                    continue
+                self._hung = True
+                _hung.append(self._thread)
+                reason = f"nothing came for {self._video.watchdog:.0f} seconds"
+                self._index_ends(reason)
+                raise FallBack(reason) from None
+        if isinstance(found, FallBack):
+            raise found
         if isinstance(found, BaseException):
             raise FallBack(_first_line(found)) from found
         return found
+
+    def _index_ends(self, reason: str | None = None) -> None:
+        """The file is indexed, or will not be for this reason."""
+        with contextlib.suppress(InvalidStateError):
+            if reason is None:
+                self._video.indexed.set_result(None)
+            else:  # an error of its own: one that was raised keeps the pipeline that it came from
+                self._video.indexed.set_exception(FallBack(reason))
+
+    @property
+    def _waits_for_index(self) -> bool:
+        return bool(self._part.first) and not self._video.indexed.done()
 
     # in the thread
 
     def _produce(self) -> None:
         try:
-            with own_stream(self._device), tempfile.TemporaryDirectory(prefix="streamfeat-") as folder:
-                pipeline = self._graph(_list_for_dali(self._path, Path(folder)))
-                pipeline.build()
-                sequences, done = 1, 0
-                while done < sequences:
-                    frames, labels, numbers = pipeline.run()
-                    # without the one after the end; known since the first run
-                    sequences, done = next(iter(pipeline.epoch_size().values())) - 1, done + 1
-                    if _host(labels).ravel().tolist() != [_LABEL]:
-                        raise RuntimeError(f"a sequence is labelled {_host(labels).ravel().tolist()}")
-                    sequence = _host(numbers).ravel(), self._own(frames)
-                    del frames, labels, numbers  # they must not outlive their pipeline
-                    if not self._put(sequence):
-                        return
+            while self._waits_for_index:
+                if self._closed.wait(0.02):
+                    return
+            if self._part.first:
+                self._video.indexed.result()
+            with own_stream(self._device):
+                self._run()
             self._put(None)
         except BaseException as error:
+            self._index_ends(_first_line(error))
             self._put(error)
+
+    def _run(self) -> None:
+        is_whole = self._part.first == 0 and self._part.end == len(self._video.times)
+        pipeline = self._graph(self._video.file_list.write(None if is_whole else self._part))
+        pipeline.build()
+        sequences, done = 1, 0
+        while done < sequences:
+            frames, labels, numbers = pipeline.run()
+            self._index_ends()
+            # without the one after the end; known since the first run
+            sequences, done = next(iter(pipeline.epoch_size().values())) - 1, done + 1
+            if _host(labels).ravel().tolist() != [_LABEL]:
+                raise RuntimeError(f"a sequence is labelled {_host(labels).ravel().tolist()}")
+            sequence = _host(numbers).ravel(), self._own(frames)
+            del frames, labels, numbers  # they must not outlive their pipeline
+            if not self._put(sequence):
+                return
 
     def _own(self, frames: Any) -> torch.Tensor:
         """A sequence out of DALI's memory, which it will use again, as ``(n, 3, H, W)``."""
@@ -265,20 +353,36 @@ class DaliStream:
         return False
 
 
-def _list_for_dali(path: str, folder: Path) -> Path:
-    """Writes into ``folder`` a list of files that DALI reads as all of the video, and then its first frame once more.
+class FileList:
+    """Lists of files for DALI, which name one video by a name of their own folder.
 
-    Past the end of its list DALI begins anew, before anybody asks for it, and what it has begun it cannot be stopped
-    from ending: the pipeline's end waits for that, and all of Python with it. So what comes last is short.
-
-    The video is called by a name of this folder. In the list names end at blanks, and DALI keeps what it knows of a
-    file under its name for the life of the process, also when the file has changed.
+    In a list names end at blanks, and DALI keeps what it knows of a file under its name for the life of the process:
+    also when the file has changed, but so that only the first of several parts has the file indexed. The folder is
+    deleted when nobody uses this any more.
     """
-    link = folder / f"video{''.join(Path(path).suffix.split())}"
-    link.symlink_to(os.path.abspath(path))
-    listed = folder / "list"
-    listed.write_text(f"{link} {_LABEL}\n{link} {_LABEL_OF_END} 0 1\n")
-    return listed
+
+    def __init__(self, path: os.PathLike[str]) -> None:
+        self._path = os.path.abspath(path)
+        self._making = threading.Lock()
+        self._link: Path | None = None
+
+    def write(self, part: Part | None) -> Path:
+        """A list that DALI reads as all of the video, or as a part, and then its first frame once more.
+
+        Past the end of its list DALI begins anew, before anybody asks for it, and what it has begun it cannot be
+        stopped from ending: the pipeline's end waits for that, and all of Python with it. So what comes last is short.
+        """
+        with self._making:
+            if self._link is None:
+                folder = tempfile.mkdtemp(prefix="streamfeat-")
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                link = Path(folder) / f"video{''.join(Path(self._path).suffix.split())}"
+                link.symlink_to(self._path)
+                self._link = link
+        frames = "" if part is None else f" {part.first} {part.end}"
+        listed = self._link.with_name(f"list-{part.first if part else 0}")
+        listed.write_text(f"{self._link} {_LABEL}{frames}\n{self._link} {_LABEL_OF_END} 0 1\n")
+        return listed
 
 
 def _graph(recipe: Recipe | None, device: torch.device, info: StreamInfo) -> Callable[[Path], Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamfeat.clips import Clip, ClipBuffers, ClipWindow
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 #: seconds; how often a blocked lane or reader looks whether the run has been stopped
 _POLL = 0.1
+#: how many times as many parts as device lanes may lie between two of a video that are open: the features of the later
+#: ones wait for those of the earlier
+_PARTS_APART = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """One more clip of a video, in order. Its memory goes back to the lanes with ``Lanes.give_back``."""
+    """One more clip of a video. Its memory goes back to the lanes with ``Lanes.give_back``.
+
+    In order, but where lanes share a video: then each part of it is in order.
+    """
 
     video: Video
     attempt: int
@@ -78,15 +84,33 @@ class _Task:
     source: tuple[int, int] | None = None
     #: why the decoder before these gave up
     fallback: str | None = None
+    #: nothing counts any more that these decoders give
+    is_over: bool = False
+    #: parts that are not decoded to their end yet
+    parts_left: set[int] = dataclasses.field(default_factory=set)
+    #: that are, up to the last one
+    frames: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenedPart:
+    """A part of a video, often all of it, that waits for a device lane."""
+
+    task: _Task
+    index: int
+    first_frame: int
+    is_last: bool
+    stream: FrameStream
 
 
 class Lanes:
-    """Decodes videos in threads and hands out what happens, in order per video.
+    """Decodes videos in threads and hands out what happens, in order per video or part of one.
 
     There are two kinds of lanes. Device lanes run the first of several decoders of a video: on a GPU, each keeps one
     NVDEC engine busy. They take videos that other threads have opened for whichever lane is free next, as many ahead as
-    there are lanes: none waits for a file to be indexed, and none has claimed a video while others idle. All else, and
-    every video that a device lane gives up, goes to the plain lanes, which work side by side with them.
+    there are lanes: none waits for a file to be indexed, and none has claimed a video while others idle. A video that
+    is longer than what is left for one lane is opened in parts, if its decoder can do that, which go to several. All
+    else, and every video that a device lane gives up, goes to the plain lanes, which work side by side with them.
 
     On CUDA each lane has a stream of its own, which does not wait for the model's.
 
@@ -95,6 +119,7 @@ class Lanes:
         decoders: for a video, the decoders to try, best first. The last one has the final word.
         lanes: plain lanes.
         device_lanes: with none, plain lanes run all decoders.
+        sizes: by name, the videos' bytes: about what they take. Videos without are not shared.
         depth: clips that may wait for the reader. With the one that each lane is at, and the frames that its
             next one needs, this bounds memory, beside what decoders hold for themselves.
         dtype: of the clips.
@@ -110,6 +135,7 @@ class Lanes:
         dtype: torch.dtype,
         lanes: int,
         device_lanes: int = 0,
+        sizes: Mapping[str, int] | None = None,
         depth: int,
     ) -> None:
         self._recipe = recipe
@@ -124,13 +150,19 @@ class Lanes:
 
         #: each None at the end of these ends a thread
         self._to_open: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._opened: queue.SimpleQueue[tuple[_Task, FrameStream] | None] = queue.SimpleQueue()
+        self._opened: queue.SimpleQueue[_OpenedPart | None] = queue.SimpleQueue()
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._room_ahead = threading.Semaphore(device_lanes)
+        #: guards what follows, and what of a task changes
+        self._changed = threading.Condition()
+        self._sizes, self._bytes_to_open = sizes or {}, 0
         for video in videos:
             task = _Task(video, decoders(video))
-            (self._to_open if device_lanes and len(task.decoders) > 1 else self._tasks).put(task)
-        self._counting = threading.Lock()
+            if device_lanes and len(task.decoders) > 1:
+                self._to_open.put(task)
+                self._bytes_to_open += self._sizes.get(video.name, 0)
+            else:
+                self._tasks.put(task)
         self._openers_left = self._device_lanes_left = device_lanes
         for _ in range(device_lanes):
             self._to_open.put(None)
@@ -184,7 +216,7 @@ class Lanes:
             while True:
                 waiting = self._opened.get_nowait()
                 if waiting is not None:
-                    waiting[1].close()
+                    waiting.stream.close()
 
     # the threads
 
@@ -200,26 +232,18 @@ class Lanes:
 
     def _open_ahead(self) -> None:
         while (task := self._wait_to_get(self._to_open)) is not None:
-            self._wait_for_room()
-            opened: list[FrameStream] = []
-            left = self._attempt(task, lambda task=task, opened=opened: opened.append(self._open(task)))
-            if opened:
-                self._opened.put((task, opened[0]))
-            else:
-                self._room_ahead.release()
-                self._hand_on(left)
-        with self._counting:
+            self._hand_on(self._attempt(task, lambda task=task: self._open_parts(task)))
+        with self._changed:
             self._openers_left -= 1
             if not self._openers_left:
                 for _ in range(self._device_lanes):
                     self._opened.put(None)
 
     def _device_lane(self) -> None:
-        while (opened := self._wait_to_get(self._opened)) is not None:
+        while (part := self._wait_to_get(self._opened)) is not None:
             self._room_ahead.release()
-            task, stream = opened
-            self._hand_on(self._attempt(task, lambda task=task, stream=stream: self._decode(task, stream)))
-        with self._counting:
+            self._hand_on(self._attempt(part.task, lambda part=part: self._decode_part(part)))
+        with self._changed:
             self._device_lanes_left -= 1
             if not self._device_lanes_left:
                 self._end_plain_lanes()
@@ -228,7 +252,7 @@ class Lanes:
         task: _Task | None
         while (task := self._wait_to_get(self._tasks)) is not None:
             while task is not None:
-                task = self._attempt(task, lambda task=task: self._decode(task, self._open(task)))
+                task = self._attempt(task, lambda task=task: self._decode(task))
 
     def _end_plain_lanes(self) -> None:
         for _ in range(self._lanes):
@@ -245,17 +269,27 @@ class Lanes:
         video = task.video
         try:
             work()
+            return None
         except FallBack as error:
-            return self._next_decoder(task, str(error))
+            is_final, reason = False, str(error)
         except DecodeError as error:
-            self._put(Failed(video, str(error)))
+            is_final, reason = True, str(error)
         except OSError as error:
-            self._put(Failed(video, error.strerror or str(error)))
+            is_final, reason = True, error.strerror or str(error)
         except _Skipped:
-            pass
+            is_final, reason = True, ""
         except Exception as error:  # a defect or an exotic file ends this video at most, never the run
             log.debug("unexpected error in %s", video.path, exc_info=True)
-            return self._next_decoder(task, f"{type(error).__name__}: {error}".splitlines()[0])
+            is_final, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
+        with self._changed:
+            if task.is_over:  # another lane was first to say why
+                return None
+            task.is_over = True
+            self._changed.notify_all()
+        if not is_final:
+            return self._next_decoder(task, reason)
+        if reason:
+            self._put(Failed(video, reason))
         return None
 
     def _next_decoder(self, task: _Task, reason: str) -> _Task | None:
@@ -268,30 +302,84 @@ class Lanes:
         log.info("%s: %s", task.video.path, fallback)
         return _Task(task.video, others, task.attempt + 1, task.source, fallback)
 
-    def _open(self, task: _Task) -> FrameStream:
+    def _open_parts(self, task: _Task) -> None:
+        share = self._share(task.video)
+        task.source = task.source or task.video.stat()
+        parts = task.decoders[0].parts(task.video, self._recipe, self._device, share)
+        task.parts_left = set(range(len(parts)))
+        for index, part in enumerate(parts):
+            self._wait_for_room(task, index)
+            stream = None
+            try:
+                stream = part.open()
+                if index == 0:
+                    self._put(self._started(task, stream))
+                is_last = index == len(parts) - 1
+                self._opened.put(_OpenedPart(task, index, part.first, is_last, stream))
+            except BaseException:
+                self._room_ahead.release()
+                if stream is not None:
+                    stream.close()
+                raise
+
+    def _share(self, video: Video) -> float:
+        """Of a video that is opened now: what is left for each lane, as a share of it."""
+        size = self._sizes.get(video.name, 0)
+        with self._changed:
+            left = self._bytes_to_open
+            self._bytes_to_open -= size
+        return left / self._device_lanes / size if size else 1.0
+
+    def _decode_part(self, part: _OpenedPart) -> None:
+        task = part.task
+        try:
+            frames = self._cut(task, part.stream, part.first_frame, part.is_last)
+        finally:
+            part.stream.close()
+        with self._changed:
+            task.parts_left.discard(part.index)
+            task.frames = max(task.frames, frames)
+            is_last = not task.parts_left
+            self._changed.notify_all()
+        if is_last:
+            self._put(self._ended(task, part.stream, task.frames))
+
+    def _decode(self, task: _Task) -> None:
         # what the file was before its first byte was read
         task.source = task.source or task.video.stat()
-        return task.decoders[0].open(task.video, self._recipe, self._device)
-
-    def _decode(self, task: _Task, stream: FrameStream) -> None:
-        video, attempt = task.video, task.attempt
+        stream = task.decoders[0].open(task.video, self._recipe, self._device)
         try:
-            self._put(Started(video, attempt, task.source, stream.info, task.fallback))
-            window = ClipWindow(self._recipe, self._allocate)
-            for frames in stream:
-                for clip in window.push(frames):
-                    if video.name in self._skipped:
-                        self.give_back(clip)
-                        raise _Skipped
-                    self._put(Decoded(video, attempt, clip))
-            if window.frames == 0:
+            self._put(self._started(task, stream))
+            frames = self._cut(task, stream)
+            if frames == 0:
                 raise DecodeError("not one frame could be decoded")
-            for clip in window.finish():
-                self._put(Decoded(video, attempt, clip))
-            stream.info.frames = window.frames
-            self._put(Ended(video, attempt, dataclasses.replace(stream.info)))
+            self._put(self._ended(task, stream, frames))
         finally:
             stream.close()
+
+    @staticmethod
+    def _started(task: _Task, stream: FrameStream) -> Started:
+        return Started(task.video, task.attempt, task.source, dataclasses.replace(stream.info), task.fallback)
+
+    @staticmethod
+    def _ended(task: _Task, stream: FrameStream, frames: int) -> Ended:
+        return Ended(task.video, task.attempt, dataclasses.replace(stream.info, frames=frames))
+
+    def _cut(self, task: _Task, stream: FrameStream, first_frame: int = 0, is_last: bool = True) -> int:
+        """Hand out the clips of a stream of frames; the number of the video's frames up to its last one."""
+        video = task.video
+        if task.is_over:
+            raise _Skipped
+        window = ClipWindow(self._recipe, self._allocate, first_frame)
+        for frames in stream:
+            for clip in window.push(frames):
+                if task.is_over or video.name in self._skipped:
+                    self.give_back(clip)
+                    raise _Skipped
+                self._put(Decoded(video, task.attempt, clip))
+        for clip in window.finish() if is_last else ():
+            self._put(Decoded(video, task.attempt, clip))
+        return window.frames
 
     def _allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
         while not self._stopped.is_set():
@@ -318,8 +406,16 @@ class Lanes:
                 continue
         raise _Stopped
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_room(self, task: _Task, index: int) -> None:
+        """Until part ``index`` of a video may be opened: not too many are, and none long before those ahead of it."""
+        with self._changed:
+            while index - min(task.parts_left, default=0) >= _PARTS_APART * self._device_lanes and not task.is_over:
+                if self._stopped.is_set():
+                    raise _Stopped
+                self._changed.wait(_POLL)
         while not self._stopped.is_set():
+            if task.is_over or task.video.name in self._skipped:
+                raise _Skipped
             if self._room_ahead.acquire(timeout=_POLL):
                 return
         raise _Stopped

@@ -102,12 +102,15 @@ def read_header(path: os.PathLike[str]) -> tuple[int, int, int]:
 class Pictures:
     """The frames of a video file as displayed, in order, to be iterated over once: uint8 BGR ``(h, w, 3)``.
 
+    Args:
+        start: timestamps, as in packets, of a key frame to seek to, and of the first frame that is wanted.
+
     Raises DecodeError, at once when the file cannot be opened.
     """
 
-    def __init__(self, path: os.PathLike[str], threads: int) -> None:
-        self._path, self._threads = path, threads
-        self._file = _File(path, threads)
+    def __init__(self, path: os.PathLike[str], threads: int, start: tuple[int, int] | None = None) -> None:
+        self._path, self._threads, self._start = path, threads, start
+        self._file = _File(path, threads, start)
 
     @property
     def fps(self) -> float:
@@ -143,14 +146,14 @@ class Pictures:
         file = self._file
         if self._threads > 1 and (file.decode_errors or given < file.shown_packets):
             file.close()
-            self._file = _File(self._path, 1)
+            self._file = _File(self._path, 1, self._start)
             yield from itertools.islice(self._file.pictures(), given, None)
 
 
 class _File:
     """An open file with a video stream in it, to be decoded once."""
 
-    def __init__(self, path: os.PathLike[str], threads: int) -> None:
+    def __init__(self, path: os.PathLike[str], threads: int, start: tuple[int, int] | None = None) -> None:
         self._path = path
         self._container = open_container(path)
         try:
@@ -162,6 +165,13 @@ class _File:
             self.codec: str = getattr(context.codec, "canonical_name", context.name)
             self.fps = float(_rate(self._stream))
             self.frames_hint = _promised_frames(self._container, self._stream)
+            self._first_time = None
+            if start is not None:
+                key_time, self._first_time = start
+                self._container.seek(key_time, stream=self._stream)
+        except FFmpegError as error:
+            self._container.close()
+            raise DecodeError(f"FFmpeg cannot seek in it ({error.strerror})") from error
         except BaseException:
             self._container.close()
             raise
@@ -181,6 +191,8 @@ class _File:
         # one conversion context for the whole video, on this thread
         reformatter = VideoReformatter()
         for frame in self._frames():
+            if self._first_time is not None and (frame.pts is None or frame.pts < self._first_time):
+                continue
             try:
                 bgr = _bytes(reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1))
             except (FFmpegError, ValueError) as error:
