@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -32,6 +33,10 @@ def frames(decoder, path, recipe=Recipe()):  # noqa: B008
         return torch.cat(list(stream)), stream.info
     finally:
         stream.close()
+
+
+def first_frames(path, recipe):
+    return FirstFrames(probe.inspect(path).pictures, recipe)
 
 
 def dali_on_cpu(**options):
@@ -145,9 +150,8 @@ def test_a_resolution_that_changes_midway_gives_pyavs_frames_or_falls_back(tmp_p
 
 def test_fewer_frames_than_packets_fall_back(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.webm", 20, codec="vp9")
-    times = np.arange(21)
-    packets = Packets(times, np.array([0]), np.array([True]))
-    monkeypatch.setattr(dali, "placed_packets", lambda path, first: packets)
+    packets = Packets(np.arange(21), np.array([0]), np.array([True]))
+    monkeypatch.setattr(dali, "inspect", lambda *arguments: replace(probe.inspect(*arguments), packets=packets))
     with pytest.raises(FallBack, match="20 frames came out of 21 packets"):
         frames(dali_on_cpu(), path)
 
@@ -209,7 +213,8 @@ from streamfeat.decode.base import FallBack, StreamInfo
 from streamfeat.decode.dali import DaliStream, DaliVideo, FileList
 from streamfeat.decode.parts import Part
 info = StreamInfo(96, 64, 25.0, "vp9", "dali-cpu")
-video = DaliVideo(sys.argv[1], None, torch.device("cpu"), info, numpy.arange(4), FileList(sys.argv[1]), 1.0)
+files = FileList(sys.argv[1])
+video = DaliVideo(sys.argv[1], None, torch.device("cpu"), info, numpy.arange(4), None, files, 1.0)
 stream = DaliStream(video, Part(0, 4, 0), None)
 try:
     next(iter(stream))
@@ -292,20 +297,20 @@ def begin_late(path, out):
 def test_packets_that_timestamps_do_not_place_fall_back(tmp_path, make, says):
     path = make(tmp_path)
     with pytest.raises(FallBack, match=says):
-        probe.placed_packets(path, probe.probe(path).time)
+        probe.inspect(path)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_b_frames_with_timestamps_are_placed(tmp_path, name):
     path = write_video(tmp_path / name, 20, b_frames=2)
-    assert len(probe.placed_packets(path, probe.probe(path).time).times) == 20
+    assert len(probe.inspect(path).packets.times) == 20
 
 
 def test_first_frames_must_be_the_same_pictures(tmp_path):
     path = write_video(tmp_path / "a.mp4", 30, size=(320, 240))
     recipe = Recipe()
     right, _ = frames(PyAVDecoder(), path, recipe)
-    first = FirstFrames(path, recipe)
+    first = first_frames(path, recipe)
     first.compare(right)
     first.compare(right[:3])
     first.compare(right + 3 / 127.5)  # another rounding, another matrix
@@ -318,16 +323,16 @@ def test_first_frames_must_be_the_same_pictures(tmp_path):
         first.compare(right[..., :100])
     # frames as they are
     raw = torch.from_numpy(np.stack([picture(index, 320, 240) for index in range(30)])).permute(0, 3, 1, 2)
-    FirstFrames(path, None).compare(raw)
+    first_frames(path, None).compare(raw)
     with pytest.raises(FallBack):
-        FirstFrames(path, None).compare(raw[1:])
+        first_frames(path, None).compare(raw[1:])
 
 
 def test_slow_motion_out_of_order_is_seen(tmp_path):
     slow = [np.roll(picture(5, 320, 240), 2 * index, axis=1) for index in range(8)]
     path = write_video(tmp_path / "a.mp4", slow)
     right, _ = frames(PyAVDecoder(), path)
-    first = FirstFrames(path, Recipe())
+    first = first_frames(path, Recipe())
     first.compare(right)
     with pytest.raises(FallBack, match=r"frame 2 looks like PyAV's frame 4|grey levels"):
         first.compare(right[[0, 1, 4, 2, 3, 5, 6, 7]])

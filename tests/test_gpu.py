@@ -12,7 +12,7 @@ import streamfeat
 from streamfeat.decode import agreement, dali, nvdec, parts
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.dali import DaliDecoder
-from streamfeat.decode.probe import Packets
+from streamfeat.decode.probe import Inspection, Packets, Probe
 from streamfeat.decode.pyav import Pictures
 from streamfeat.frames import dump_frames
 from streamfeat.model import cuda, fp8, load_encoder
@@ -302,10 +302,11 @@ def test_colours_are_pyav_s(gpu, tmp_path, pix_fmt):
 @pytest.mark.xfail(strict=False, reason="what is kept from DALI for reasons found in its source; a pass ends one")
 def test_what_is_kept_from_dali_would_be_wrong(gpu, tmp_path, monkeypatch, name, codec, options):
     path = write_video(tmp_path / name, 60, codec=codec, **{"size": (320, 240), **options})
-    monkeypatch.setattr(dali, "GPU_CODECS", dali.GPU_CODECS | {"av1"})
+    pictures = list(Pictures(path, threads=1))
+    height, width = pictures[0].shape[:2]
     packets = Packets(np.arange(60), np.array([0]), np.array([True]))
-    monkeypatch.setattr(dali, "placed_packets", lambda path, first: packets)
-    monkeypatch.setattr(dali.DaliDecoder, "_beyond_nvdec", lambda self, found: None)
+    found = Probe(width, height, 25.0, codec, "yuv420p", turned=False, interlaced=False, time=0, frames_hint=60)
+    monkeypatch.setattr(dali, "inspect", lambda *_: Inspection(found, packets, pictures[:8]))
     monkeypatch.setattr(agreement.FirstFrames, "compare", lambda self, frames: None)
     try:
         stream = DaliDecoder(gpu).open(Video("a", path), None, gpu)
@@ -313,7 +314,7 @@ def test_what_is_kept_from_dali_would_be_wrong(gpu, tmp_path, monkeypatch, name,
         stream.close()
     except FallBack as error:
         pytest.xfail(str(error))
-    reference = np.stack([picture[..., ::-1] for picture in Pictures(path, threads=1)])
+    reference = np.stack(pictures)[..., ::-1]
     assert np.abs(frames.astype(int) - reference).mean((1, 2, 3)).max() < 2.5
 
 

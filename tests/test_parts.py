@@ -112,7 +112,7 @@ X265 = "log-level=none:pools=1:keyint=24:min-keyint=24:scenecut=0:open-gop="
 )
 def test_where_decoding_may_begin(tmp_path, name, options, keys, good):
     path = write_video(tmp_path / name, 100, **options)
-    found = probe.placed_packets(path, probe.probe(path).time)
+    found = probe.inspect(path).packets
     assert (len(found.times), len(found.keys), int(found.is_beginning.sum())) == (100, keys, good)
     assert (np.diff(found.times) > 0).all() and (np.diff(found.keys) > 0).all()
     times = [int(found.times[key]) for key in found.keys[found.is_beginning]]
@@ -128,7 +128,7 @@ def test_where_decoding_may_begin(tmp_path, name, options, keys, good):
 
 def test_a_seek_that_comes_elsewhere_is_seen(tmp_path):
     path = write_video(tmp_path / "a.mp4", 100, **GOPS)
-    found = probe.placed_packets(path, probe.probe(path).time)
+    found = probe.inspect(path).packets
     asked = [int(found.times[index]) for index in (0, 24, 25, 48)]
     assert probe.lands(path, asked) == [True, True, False, True]
 

@@ -6,7 +6,6 @@ colours was taken for another. Pictures do.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,17 +14,14 @@ from torch.nn import functional as F
 
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.preprocess import Preprocessor
-from streamfeat.decode.pyav import Pictures
 
 if TYPE_CHECKING:
-    import os
-
     from streamfeat.recipe import Recipe
 
-#: B-frames that are out of order show in them
-FRAMES = 8
 #: pixels, height and width that pictures are averaged down to: neither noise nor other interpolation is left
 _SIDE = 32
+#: of the pixels that make one, taken at equal distances, in each direction: of a large picture not all are needed
+_SAMPLES = 8
 #: Mean distance in grey levels of the same frame by both. Other rounding and chroma make 1 at most, a limited range of
 #: colours that is taken for a full one makes about 9 where all levels occur alike.
 _FARTHEST = 6.0
@@ -34,21 +30,14 @@ _NEARER, _SLACK = 2.0, 1.0
 
 
 class FirstFrames:
-    """What PyAV makes of the first frames of a video, or of a part of it.
+    """The first frames of a video, or of a part of it, as PyAV has them.
 
     Args:
+        pictures: as displayed, uint8 BGR ``(h, w, 3)``.
         recipe: as for the decoder to compare with; None: frames as they are, uint8 RGB.
-        start: where a part begins, as for ``Pictures``.
-
-    Raises DecodeError.
     """
 
-    def __init__(self, path: os.PathLike[str], recipe: Recipe | None, start: tuple[int, int] | None = None) -> None:
-        file = Pictures(path, threads=1, start=start)
-        try:
-            pictures = list(itertools.islice(file, FRAMES))
-        finally:
-            file.close()
+    def __init__(self, pictures: list[np.ndarray], recipe: Recipe | None) -> None:
         if not pictures:
             raise FallBack("PyAV finds no frame in it")
         if recipe is None:
@@ -67,7 +56,7 @@ class FirstFrames:
         if frames.shape[1:] != self._shape:
             raise FallBack(f"its frames are {tuple(frames.shape[1:])}, and PyAV's {tuple(self._shape)}")
         count = min(len(frames), len(self._small))
-        ours = self._reduce(frames[:count].cpu())
+        ours = self._reduce(frames[:count])
         distances = torch.cdist(ours, self._small, p=1) / ours.shape[1]
         same, nearest = distances.diagonal(), distances.min(1).values
         # written so that what is not a number is caught too
@@ -79,5 +68,7 @@ class FirstFrames:
             raise FallBack(f"frame {index} looks like PyAV's frame {int(distances[index].argmin())}")
 
     def _reduce(self, frames: torch.Tensor) -> torch.Tensor:
-        side = [min(_SIDE, pixels) for pixels in frames.shape[-2:]]
-        return (F.adaptive_avg_pool2d(frames.float(), side) * self._grey_level).flatten(1)
+        height, width = frames.shape[-2:]
+        some = frames[..., :: max(1, height // (_SAMPLES * _SIDE)), :: max(1, width // (_SAMPLES * _SIDE))]
+        means = F.adaptive_avg_pool2d(some.float(), (min(_SIDE, height), min(_SIDE, width)))
+        return (means.cpu() * self._grey_level).flatten(1)

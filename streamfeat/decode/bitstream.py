@@ -2,7 +2,6 @@
 
 Whether each is one frame, which is displayed when it is decoded, and whether DALI would begin with it.
 
-
 The syntax is that of ITU-T H.264 (7.3.1, 7.3.3; ISO/IEC 14496-15 for lengths in place of start codes), H.265 (7.3.1.2,
 7.3.6.1), ISO/IEC 14496-2 (6.2.5), RFC 6386 (9.1) for VP8 and the VP9 bitstream specification 0.6 (6.2, annex B).
 """

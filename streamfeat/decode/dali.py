@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import itertools
 import os
 import queue
 import shutil
@@ -31,7 +32,8 @@ import numpy as np
 from streamfeat.decode import geometry, nvdec
 from streamfeat.decode.base import MAX_CHUNK_BYTES, MAX_CHUNK_FRAMES, FallBack, StreamInfo, frames_per_chunk
 from streamfeat.decode.parts import Part, cut
-from streamfeat.decode.probe import Probe, lands, placed_packets, probe
+from streamfeat.decode.probe import FIRST_FRAMES, Probe, inspect, lands
+from streamfeat.decode.pyav import Pictures
 from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
@@ -121,7 +123,21 @@ class DaliDecoder:
         """As ``PartsDecoder.parts``."""
         if (hung := _count_hung()) >= MOST_HUNG:
             raise FallBack(f"DALI is not asked any more, {hung} of its pipelines hang")
-        found = probe(video.path)
+        from streamfeat.decode.agreement import FirstFrames
+
+        inspection = inspect(video.path, self._accept)
+        found, packets = inspection.probe, inspection.packets
+        parts = cut(recipe, packets, 1.0 if _not_in_parts else share)
+        if len(parts) > 1 and not all(lands(video.path, [int(packets.times[part.key]) for part in parts[1:]])):
+            parts = cut(recipe, packets, 1.0)
+        info = StreamInfo(found.width, found.height, found.fps, found.codec, self.name, frames_hint=found.frames_hint)
+        opened = DaliVideo(
+            video.path, recipe, device, info, packets.times, FirstFrames(inspection.pictures, recipe),
+            FileList(video.path), self._watchdog,
+        )  # fmt: skip
+        return [DaliPart(opened, part) for part in parts]
+
+    def _accept(self, found: Probe) -> None:
         if found.codec not in self._codecs:
             raise FallBack(f"no {found.codec} on this device")
         if found.pixel_format not in PIXEL_FORMATS:
@@ -132,13 +148,6 @@ class DaliDecoder:
             if reason := self._beyond_nvdec(found):
                 raise FallBack(reason)
             _displayed.add((found.codec, found.width, found.height))
-        packets = placed_packets(video.path, found.time)
-        parts = cut(recipe, packets, 1.0 if _not_in_parts else share)
-        if len(parts) > 1 and not all(lands(video.path, [int(packets.times[part.key]) for part in parts[1:]])):
-            parts = cut(recipe, packets, 1.0)
-        info = StreamInfo(found.width, found.height, found.fps, found.codec, self.name, frames_hint=found.frames_hint)
-        opened = DaliVideo(video.path, recipe, device, info, packets.times, FileList(video.path), self._watchdog)
-        return [DaliPart(opened, part) for part in parts]
 
     def _beyond_nvdec(self, found: Probe) -> str | None:
         """Why NVDEC, or DALI with it, cannot do this video. DALI itself finds out in callbacks of the driver."""
@@ -175,6 +184,7 @@ class DaliVideo:
     info: StreamInfo
     #: timestamps of its frames, as in packets
     times: np.ndarray
+    first_frames: FirstFrames
     file_list: FileList
     watchdog: float
     #: done when DALI has indexed the file for its first part; the others would all do that again
@@ -194,11 +204,17 @@ class DaliPart:
 
     def open(self) -> DaliStream:
         """As ``OpenPart.open``."""
+        if not self.part.first:
+            return DaliStream(self.video, self.part, self.video.first_frames)
         from streamfeat.decode.agreement import FirstFrames
 
-        times, part = self.video.times, self.part
-        start = (int(times[part.key]), int(times[part.first])) if part.first else None
-        return DaliStream(self.video, part, FirstFrames(self.video.path, self.video.recipe, start))
+        start = (int(self.video.times[self.part.key]), int(self.video.times[self.part.first]))
+        file = Pictures(self.video.path, threads=1, start=start)
+        try:
+            pictures = list(itertools.islice(file, FIRST_FRAMES))
+        finally:
+            file.close()
+        return DaliStream(self.video, self.part, FirstFrames(pictures, self.video.recipe))
 
 
 class DaliStream:

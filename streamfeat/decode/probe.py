@@ -1,10 +1,11 @@
-"""What a file's container, packets and first frame say, for decoders that must know before they start."""
+"""What a file's container, packets and first frames say, for decoders that must know before they start."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from av.error import FFmpegError
@@ -12,7 +13,14 @@ from av.error import FFmpegError
 from streamfeat.decode.base import FallBack
 from streamfeat.decode.bitstream import is_seekable_test, one_frame_test
 from streamfeat.decode.matroska import is_cut_off
-from streamfeat.decode.pyav import is_turned, open_container, video_stream
+from streamfeat.decode.pyav import ToBGR, is_turned, open_container, video_stream
+
+if TYPE_CHECKING:
+    import av
+    from av.video.stream import VideoStream
+
+#: of which PyAV's pictures are compared with another decoder's: B-frames that are out of order show in them
+FIRST_FRAMES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +41,6 @@ class Probe:
     time: int | None
     #: frames that the container promises, 0 if nothing
     frames_hint: int
-
-
-def probe(path: str | os.PathLike[str]) -> Probe:
-    """Open ``path`` and decode its first frame.
-
-    Raises DecodeError if it cannot be opened, and FallBack if its first frame is damaged: PyAV steps over that.
-    """
-    with open_container(path) as container:
-        stream = video_stream(container)
-        context = stream.codec_context
-        try:
-            frame = next(iter(container.decode(stream)), None)
-        except FFmpegError as error:
-            raise FallBack(f"its first frame cannot be decoded ({error.strerror})") from error
-        if frame is None:
-            raise FallBack("it holds no frame")
-        return Probe(
-            frame.width, frame.height, float(stream.average_rate or stream.guessed_rate or 0),
-            getattr(context.codec, "canonical_name", context.name), frame.format.name, is_turned(frame),
-            frame.interlaced_frame, frame.pts, stream.frames,
-        )  # fmt: skip
 
 
 def count_packets(path: str | os.PathLike[str]) -> int:
@@ -77,60 +64,121 @@ class Packets:
     is_beginning: np.ndarray
 
 
-def placed_packets(path: str | os.PathLike[str], first: int | None) -> Packets:
-    """Packets of the video stream, for a decoder that makes one frame of each and places it by its timestamp.
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What there is to know of a video before it is decoded."""
 
-    DALI does so on a GPU: it takes what NVDEC decodes in the order in which it was stored, and never asks what is to be
-    displayed (``FramesDecoderGpu`` in its ``frames_decoder_gpu.cc``). Timestamps that do not tell the order, or packets
-    that are not one frame each, give it other pictures under the right numbers. Reads the file, decodes nothing.
+    probe: Probe
+    packets: Packets
+    #: its first FIRST_FRAMES as displayed, uint8 BGR ``(h, w, 3)``
+    pictures: list[np.ndarray]
+
+
+def inspect(path: str | os.PathLike[str], accept: Callable[[Probe], None] = lambda found: None) -> Inspection:
+    """Read ``path`` once and decode its first frames, for a decoder that makes one frame of each packet.
+
+    DALI does so on a GPU, and places it by its timestamp: it takes what NVDEC decodes in the order in which it was
+    stored, and never asks what is to be displayed (``FramesDecoderGpu`` in its ``frames_decoder_gpu.cc``). Timestamps
+    that do not tell the order, or packets that are not one frame each, give it other pictures under the right numbers.
 
     Args:
-        first: timestamp of the first frame that FFmpeg displays.
+        accept: is told of the first frame before the rest is read, and may raise.
 
-    Raises FallBack where that would happen, with the reason.
+    Raises DecodeError if it cannot be opened, and FallBack, with the reason, where PyAV would give other frames.
     """
-    times: list[int | None] = []
-    keys: list[_Key] = []
-    empty = 0
     with open_container(path) as container:
         stream = video_stream(container)
-        context = stream.codec_context
-        codec = getattr(context.codec, "canonical_name", context.name)
-        is_one_frame = one_frame_test(codec, context.extradata)
-        is_seekable = is_seekable_test(codec, context.extradata)
-        if context.has_b_frames and container.format.name == "avi":
+        if stream.codec_context.has_b_frames and container.format.name == "avi":
             raise FallBack("AVI does not say in which order its B-frames are displayed")
+        scan, beginning = _Scan(stream), _Beginning(stream, accept)
         try:
             for packet in container.demux(stream):
-                if not packet.size:
-                    empty += 1
-                    continue
-                if not times and not packet.is_keyframe:
-                    raise FallBack("it does not begin with a key frame")
-                if packet.is_discard:
-                    raise FallBack("an edit list cuts frames away")
-                if packet.is_corrupt or not is_one_frame(memoryview(packet)):
-                    raise FallBack(f"packet {len(times)} is not one {codec} frame to display, or damaged")
-                if packet.is_keyframe:
-                    keys.append(_Key(len(times), packet.dts, is_seekable(memoryview(packet))))
-                times.append(packet.pts)
+                scan.add(packet)
+                beginning.add(packet)
         except FFmpegError as error:
             raise FallBack(f"its packets break off ({error.strerror})") from error
         if "matroska" in container.format.name and is_cut_off(path):
             raise FallBack("it is cut off")
-    if empty > 1:  # the last one only says that there are no more
-        raise FallBack("it has empty packets")
-    if not times:
+    if beginning.found is None:
         raise FallBack("it holds no frame")
-    if None in times:
-        raise FallBack("it has frames without timestamps")
-    if len(set(times)) < len(times):
-        raise FallBack("it has frames with the same timestamp")
-    if min(times) < 0 or max(times) > _LARGEST_TIME:
-        raise FallBack("its timestamps are too large or negative")
-    if min(times) != first:  # those of HEVC that refer to what was cut off before them, say
-        raise FallBack("it has packets before the first frame that can be displayed")
-    return _in_order(np.array(times, np.int64), keys)
+    return Inspection(beginning.found, scan.packets(beginning.found.time), beginning.pictures)
+
+
+class _Beginning:
+    """Decodes the first frames of a stream, which is given packet by packet."""
+
+    def __init__(self, stream: VideoStream, accept: Callable[[Probe], None]) -> None:
+        self._stream, self._accept = stream, accept
+        self._context = stream.codec_context
+        self._context.thread_count = 1
+        self._to_bgr = ToBGR()
+        self.found: Probe | None = None
+        self.pictures: list[np.ndarray] = []
+
+    def add(self, packet: av.Packet) -> None:
+        if len(self.pictures) >= FIRST_FRAMES:
+            return
+        try:
+            frames = self._context.decode(packet)
+        except FFmpegError as error:
+            raise FallBack(f"its first frames cannot be decoded ({error.strerror})") from error
+        for frame in frames[: FIRST_FRAMES - len(self.pictures)]:
+            if self.found is None:
+                self.found = self._probe(frame)
+                self._accept(self.found)
+            self.pictures.append(self._to_bgr(frame))
+
+    def _probe(self, frame: av.VideoFrame) -> Probe:
+        stream, context = self._stream, self._context
+        return Probe(
+            frame.width, frame.height, float(stream.average_rate or stream.guessed_rate or 0),
+            getattr(context.codec, "canonical_name", context.name), frame.format.name, is_turned(frame),
+            frame.interlaced_frame, frame.pts, stream.frames,
+        )  # fmt: skip
+
+
+class _Scan:
+    """Looks at the packets of a stream, one after the other."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        context = stream.codec_context
+        self._codec = getattr(context.codec, "canonical_name", context.name)
+        self._is_one_frame = one_frame_test(self._codec, context.extradata)
+        self._is_seekable = is_seekable_test(self._codec, context.extradata)
+        self._times: list[int | None] = []
+        self._keys: list[_Key] = []
+        self._empty = 0
+
+    def add(self, packet: av.Packet) -> None:
+        if not packet.size:
+            self._empty += 1
+            return
+        number = len(self._times)
+        if not number and not packet.is_keyframe:
+            raise FallBack("it does not begin with a key frame")
+        if packet.is_discard:
+            raise FallBack("an edit list cuts frames away")
+        data = memoryview(packet)
+        if packet.is_corrupt or not self._is_one_frame(data):
+            raise FallBack(f"packet {number} is not one {self._codec} frame to display, or damaged")
+        if packet.is_keyframe:
+            self._keys.append(_Key(number, packet.dts, self._is_seekable(data)))
+        self._times.append(packet.pts)
+
+    def packets(self, first: int | None) -> Packets:
+        """All of them; ``first`` is the timestamp of the first frame that FFmpeg displays."""
+        times = self._times
+        if self._empty > 1:  # the last one only says that there are no more
+            raise FallBack("it has empty packets")
+        if None in times:
+            raise FallBack("it has frames without timestamps")
+        if len(set(times)) < len(times):
+            raise FallBack("it has frames with the same timestamp")
+        if min(times) < 0 or max(times) > _LARGEST_TIME:
+            raise FallBack("its timestamps are too large or negative")
+        if min(times) != first:  # those of HEVC that refer to what was cut off before them, say
+            raise FallBack("it has packets before the first frame that can be displayed")
+        return _in_order(np.array(times, np.int64), self._keys)
 
 
 #: DALI keeps those of frames that wait for their turn in 32 bits, and -1 means none

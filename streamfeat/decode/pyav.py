@@ -188,16 +188,10 @@ class _File:
 
     def pictures(self) -> Iterator[np.ndarray]:
         """The frames as displayed, in order: uint8 BGR ``(h, w, 3)``."""
-        # one conversion context for the whole video, on this thread
-        reformatter = VideoReformatter()
+        to_bgr = ToBGR()
         for frame in self._frames():
-            if self._first_time is not None and (frame.pts is None or frame.pts < self._first_time):
-                continue
-            try:
-                bgr = _bytes(reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1))
-            except (FFmpegError, ValueError) as error:
-                raise DecodeError(f"cannot convert frames of format {frame.format.name} to RGB: {error}") from error
-            yield _as_displayed(bgr, frame)
+            if self._first_time is None or (frame.pts is not None and frame.pts >= self._first_time):
+                yield to_bgr(frame)
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         for packet in self._packets():
@@ -232,6 +226,21 @@ class _File:
             if packet.size:
                 yield packet
         yield None
+
+
+class ToBGR:
+    """Frames to what is displayed, uint8 ``(h, w, 3)``. Raises DecodeError for formats that cannot be converted."""
+
+    def __init__(self) -> None:
+        # one conversion context for the whole video, on the thread that uses it
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        try:
+            bgr = _bytes(self._reformatter.reformat(frame, format="bgr24", interpolation="BICUBIC", threads=1))
+        except (FFmpegError, ValueError) as error:
+            raise DecodeError(f"cannot convert frames of format {frame.format.name} to RGB: {error}") from error
+        return _as_displayed(bgr, frame)
 
 
 def open_container(path: os.PathLike[str]) -> InputContainer:
