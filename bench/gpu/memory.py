@@ -1,4 +1,7 @@
-"""Memory of the device, a minute of video against an hour."""
+"""Memory of the device, videos of a minute against one of an hour.
+
+As many minutes as keep all lanes at work, as the hour does, which they share: what is compared is length.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,28 @@ from pathlib import Path
 
 from bench.gpu.child import run_child
 from bench.gpu.runs import whole_run
-from bench.gpu.stage import QUICK, TINY, Stage
+from bench.gpu.stage import QUICK, TINY, Row, Stage
+from streamfeat.decode import nvdec
+
+MINUTE = "memory-minute"
 
 
 def memory(stage: Stage) -> None:
-    """Most memory of the device that a whole run takes, a minute of video against an hour: each in its own process."""
+    """Most memory of the device that a whole run takes, by length of its videos: each in its own process."""
     for name in ("minute", "hour"):
         with stage.attempt(video=name):
-            frames, taken = _apart(stage, f"memory-{name}")
-            stage.row(video=name, frames=frames, GiB=taken / 2**30)
+            row = _apart(stage, f"memory-{name}")
+            stage.row(video=name, videos=row["videos"], frames=row["frames"], GiB=row["bytes"] / 2**30)
 
 
 def memory_of(stage: Stage, name: str) -> None:
-    """In a process of its own: the most memory that a run on one video takes beyond what was taken before."""
-    used = _device_bytes(stage)
+    """In a process of its own: the most memory that a run takes beyond what was taken before."""
+    used, videos = _device_bytes(stage), [stage.folder / f"{name}.mp4"]
+    if name == MINUTE:
+        engines = (nvdec.engines(0) if stage.on_gpu else None) or 1
+        videos += [videos[0].with_stem(f"{name}-{number}") for number in range(1, 2 * engines)]
+        for copy in videos[1:]:
+            os.link(videos[0], copy)
     before, most, over = used(), 0, threading.Event()
 
     def watch() -> None:
@@ -33,11 +44,11 @@ def memory_of(stage: Stage, name: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        taken, _ = whole_run(stage, [stage.folder / f"{name}.mp4"], stage.scale.models[1])
+        taken, _ = whole_run(stage, videos, stage.scale.models[1])
     finally:
         over.set()
         watcher.join()
-    stage.row(frames=taken["frames"], bytes=max(most, used()) - before)
+    stage.row(videos=len(videos), frames=taken["frames"], bytes=max(most, used()) - before)
 
 
 def _device_bytes(stage: Stage) -> Callable[[], int]:
@@ -52,10 +63,10 @@ def _device_bytes(stage: Stage) -> Callable[[], int]:
     return used
 
 
-def _apart(stage: Stage, name: str) -> tuple[int, int]:
+def _apart(stage: Stage, name: str) -> Row:
     if stage.scale is TINY:
         memory_of(Stage(name, stage.folder, stage.device, stage.scale, stage.left(), []), name)
     else:
         run_child(name, stage.folder, stage.device, stage.scale is QUICK, stage.left(), [])
     (row,) = stage.rows_of(name)
-    return row["frames"], row["bytes"]
+    return row

@@ -29,7 +29,7 @@ class Scale:
     lengths: dict[str, int]
     #: videos of a whole run, for the larger and the smaller model: how many, and of which length
     runs: tuple[tuple[int, str], tuple[int, str]]
-    #: frames of the long video whose memory is measured against a minute's
+    #: frames of a video of a minute, and of the long one whose memory is measured against such
     minute: int
     long: int
     #: seconds that one rate is measured for
