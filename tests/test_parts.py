@@ -1,5 +1,7 @@
 """Videos cut into parts: where they may be, and that nothing of them is lost or changed."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -187,12 +189,35 @@ def test_later_parts_wait_for_the_index_or_fall_with_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("short_parts")
+@pytest.mark.parametrize("is_read", [True, False])
+def test_later_parts_do_not_wait_for_a_first_one_that_hangs(tmp_path, monkeypatch, is_read):
+    path = write_video(tmp_path / "a.webm", 200, codec="vp9", gop=15)
+    release = threading.Event()
+    monkeypatch.setattr(dali, "_hung", [])
+    monkeypatch.setattr(dali.FileList, "write", lambda *_: release.wait())
+    first, second, *_ = DaliDecoder(CPU, watchdog=0.2).parts(Video("a", path), Recipe(), CPU, 0.01)
+    begun, waiting = first.open(), second.open()
+    if is_read:
+        with pytest.raises(FallBack, match="nothing came for 0 seconds"):
+            list(begun)
+    begun.close()  # as when another part has given up
+    with pytest.raises(FallBack, match="nothing came for 0 seconds" if is_read else "it does not end"):
+        list(waiting)
+    waiting.close()
+    assert dali._hung == [begun._thread]
+    release.set()
+    begun._thread.join(10)
+
+
+@pytest.mark.usefixtures("short_parts")
 def test_nothing_is_cut_any_more_after_a_part_that_began_wrong(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.webm", 200, codec="vp9", gop=15)
     first, second, third, *_ = opened_parts(path, Recipe(), 0.01)
     frames_of(first)
     # as if a seek had come elsewhere
-    stream = dali.DaliStream(second.video, third.part, second.open()._first)
+    other = second.open()
+    other.close()
+    stream = dali.DaliStream(second.video, third.part, other._first)
     with pytest.raises(FallBack, match="PyAV's"):
         list(stream)
     stream.close()

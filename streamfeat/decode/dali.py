@@ -270,6 +270,14 @@ class DaliStream:
         self._closed.set()
         if not self._hung:
             self._thread.join(self._video.watchdog)
+            if self._thread.is_alive():
+                self._give_up("it does not end")
+
+    def _give_up(self, reason: str) -> None:
+        """Of the thread, which nothing can interrupt."""
+        self._hung = True
+        _hung.append(self._thread)
+        self._index_ends(reason)
 
     def _next(self) -> tuple[np.ndarray, torch.Tensor] | None:
         while True:
@@ -279,10 +287,8 @@ class DaliStream:
             except queue.Empty:
                 if self._waits_for_index:  # whose own watchdog ends that
                     continue
-                self._hung = True
-                _hung.append(self._thread)
                 reason = f"nothing came for {self._video.watchdog:.0f} seconds"
-                self._index_ends(reason)
+                self._give_up(reason)
                 raise FallBack(reason) from None
         if isinstance(found, FallBack):
             raise found
