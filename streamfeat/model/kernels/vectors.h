@@ -12,7 +12,11 @@
 #define INLINE static inline __attribute__((always_inline)) VECTORS
 /* For loops whose sums must stay in registers: inlined, they would share them with their surroundings. */
 #define ALONE static __attribute__((noinline)) VECTORS
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
 
 /* Rows of the left matrix of a product that are computed together, with BLOCK columns of the right one: their sums are
  * TILE times two vectors, which leaves eight registers for all else. */
