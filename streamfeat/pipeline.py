@@ -350,15 +350,16 @@ class _Run:
         name = event.video.name
         match event:
             case Started(video, attempt, source, info, fallback):
-                self._drop(name)
-                self._jobs[name] = _Job(video, attempt, source, info, fallback)
+                if name not in self._summary.failures:  # as for features that are not finite
+                    self._drop(name)
+                    self._jobs[name] = _Job(video, attempt, source, info, fallback)
             case Decoded(attempt=attempt, clip=clip):
                 if name in self._jobs and self._jobs[name].attempt == attempt:
                     for batch in self._batcher.add((name, attempt), clip):
                         self._encode(batch)
                 self._lanes.give_back(clip)
             case Ended(attempt=attempt, info=info):
-                if name in self._jobs:
+                if name in self._jobs and self._jobs[name].attempt == attempt:
                     self._jobs[name].info, self._jobs[name].ended = info, True
                     self._finish_if_complete(name)
             case Failed(video, reason):

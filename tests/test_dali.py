@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import streamfeat
-from streamfeat.decode import base, choose, dali, nvdec, probe
+from streamfeat.decode import base, choose, dali, dali_graph, dali_stream, nvdec, probe
 from streamfeat.decode.agreement import FirstFrames
 from streamfeat.decode.base import FallBack, StreamInfo
 from streamfeat.decode.choose import Decoders
@@ -200,7 +200,7 @@ def test_nothing_is_decoded_twice(tmp_path, monkeypatch):
     assert len(runs) == 3  # sequences of 16 frames
     # what the reader goes on to by itself is one frame
     files = dali.FileList(path)
-    made = dali._graph(Recipe(), CPU, StreamInfo(96, 64, 25.0, "vp9", "dali-cpu"))(files.write(None))
+    made = dali_graph.graph(Recipe(), CPU, StreamInfo(96, 64, 25.0, "vp9", "dali-cpu"))(files.write(None))
     made.build()
     outputs = [[output.as_array().ravel().tolist() for output in made.run()[1:]] for _ in range(4)]
     assert [labels for labels, _ in outputs] == [[1], [1], [1], [2]]
@@ -210,11 +210,11 @@ def test_nothing_is_decoded_twice(tmp_path, monkeypatch):
 HANG = """
 import numpy, os, sys, torch
 from streamfeat.decode.base import FallBack, StreamInfo
-from streamfeat.decode.dali import DaliStream, DaliVideo, FileList
+from streamfeat.decode.dali_stream import DaliStream, DaliVideo, FileList, Index
 from streamfeat.decode.parts import Part
 info = StreamInfo(96, 64, 25.0, "vp9", "dali-cpu")
 files = FileList(sys.argv[1])
-video = DaliVideo(sys.argv[1], None, torch.device("cpu"), info, numpy.arange(4), None, files, 1.0)
+video = DaliVideo(sys.argv[1], None, torch.device("cpu"), info, numpy.arange(4), None, files, 1.0, Index())
 stream = DaliStream(video, Part(0, 4, 0), None)
 try:
     next(iter(stream))
@@ -236,10 +236,8 @@ def test_others_run_while_dali_reads_a_file(tmp_path):
 HUNG = """
 import atexit, sys, threading, time
 from streamfeat.cli import main
-from streamfeat.decode import dali
-thread = threading.Thread(target=time.sleep, args=(600,), daemon=True)
-thread.start()
-dali._hung.append(thread)
+from streamfeat.decode import dali_stream
+threading.Thread(target=time.sleep, args=(600,), name=dali_stream._THREAD, daemon=True).start()
 atexit.register(time.sleep, 600)
 main(sys.argv[1:])
 """
@@ -395,18 +393,18 @@ def test_a_hanging_pipeline_is_given_up(tmp_path, monkeypatch):
 
     path = write_video(tmp_path / "a.webm", 20, codec="vp9")
     release = threading.Event()
-    monkeypatch.setattr(dali, "_graph", lambda *arguments: lambda listed: release.wait())
+    monkeypatch.setattr(dali_stream, "graph", lambda *arguments: lambda listed: release.wait())
     with pytest.raises(FallBack, match="nothing came"):
         frames(dali_on_cpu(watchdog=0.2), path)
-    assert dali.hangs()
+    assert dali_stream.hangs()
     with pytest.raises(FallBack, match="nothing came"):
         frames(dali_on_cpu(watchdog=0.2), path)
     with pytest.raises(FallBack, match="not asked any more, 2 of its pipelines hang"):
         frames(dali_on_cpu(), path)
     release.set()
-    for thread in dali._hung:
+    for _, thread in dali_stream._hung:
         thread.join(10)
-    assert not dali.hangs()
+    assert not dali_stream.hangs()
 
 
 def test_frames_that_are_not_the_next_fall_back(tmp_path, monkeypatch):
@@ -428,7 +426,7 @@ def test_closing_midway_ends_the_thread(tmp_path):
     next(iter(stream))
     stream.close()
     stream.close()
-    assert not any(thread.name == "dali" for thread in threading.enumerate())
+    assert not any(thread.name == dali_stream._THREAD for thread in threading.enumerate())
 
 
 def test_a_run_falls_back_for_just_the_videos_that_need_it(tmp_path):
@@ -494,11 +492,12 @@ def test_a_gpu_without_nvdec_has_the_cores_decode(monkeypatch):
 
 def test_on_a_gpu_a_sequence_is_as_long_as_a_chunk_s_bytes(monkeypatch):
     lengths = []
-    monkeypatch.setattr(dali, "_pipeline", lambda device, length, process: lengths.append(length))
+    monkeypatch.setattr(dali_graph, "_pipeline", lambda device, length, process: lengths.append(length))
     for width, height in ((856, 480), (1920, 1080), (7680, 4320)):
         info = StreamInfo(width, height, 25.0, "h264", "dali-gpu")
         for device in ("cpu", "cuda"):
-            dali._graph(Recipe(), torch.device(device), info)
+            dali_graph.graph(Recipe(), torch.device(device), info)
     assert lengths == [16, 55, 16, 21, 1, 1]
     # float32 frames of 224 x 224, and decoded bytes
-    assert base.MAX_CHUNK_BYTES // (3 * 4 * 224 * 224) == 55 and dali.MAX_SEQUENCE_BYTES // (3 * 1920 * 1080) == 21
+    assert base.MAX_CHUNK_BYTES // (3 * 4 * 224 * 224) == 55
+    assert dali_graph.MAX_SEQUENCE_BYTES // (3 * 1920 * 1080) == 21

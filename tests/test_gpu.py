@@ -259,7 +259,6 @@ def test_pictures_are_in_order_from_the_first_to_the_last(gpu, tmp_path, name, c
 )
 def test_parts_are_frame_for_frame_the_whole(gpu, tmp_path, monkeypatch, name, codec, b_frames):
     monkeypatch.setattr(parts, "FEWEST_FRAMES", 40)
-    monkeypatch.setattr(dali, "_not_in_parts", [])
     closed = {"x265-params": "log-level=none:keyint=12:open-gop=0"} if codec == "hevc" else None
     path = write_video(tmp_path / name, 300, codec=codec, b_frames=b_frames, size=(320, 240), options=closed)
     whole = decoded(gpu, path, must=True)

@@ -341,7 +341,7 @@ def test_all_parts_of_a_video_that_nobody_wants_are_left():
 
 def test_parts_wait_for_one_that_is_far_behind(monkeypatch):
     """Features of later parts wait in memory for those of earlier ones."""
-    monkeypatch.setattr(lanes, "_PARTS_APART", 2)
+    monkeypatch.setattr(lanes, "_SAMPLES_APART", 4)  # a part is one clip
     device, long = FakeDecoder("gpu"), FakeVideo("long", 400)
     device.parts = lambda video, *_: [_FakePart(device, video, first, first + 4) for first in range(0, 400, 4)]
     device.blocked_at = 2
@@ -362,3 +362,22 @@ def test_parts_wait_for_one_that_is_far_behind(monkeypatch):
     running.close()
     assert opened == 4  # two lanes, twice as many parts
     assert found[-1].info.frames == 400 and len(device.opened) == 100
+
+
+def test_the_end_waits_once_however_many_streams_hang(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(_FakeStream, "__iter__", lambda self: iter([]) if release.wait(20) else None)
+    monkeypatch.setattr(_FakeStream, "close", lambda self: release.wait(20))
+    device = FakeDecoder("gpu")
+    videos = [FakeVideo(f"v{index}") for index in range(20)]
+    running = Lanes(
+        videos, lambda video: [device, FakeDecoder()], RECIPE, CPU, dtype=torch.float32, lanes=1, device_lanes=4,
+        depth=2,
+    )  # fmt: skip
+    events = running.events(threading.Event())
+    for _ in range(8):  # four at work, four to come
+        assert isinstance(next(events), Started)
+    started = time.monotonic()
+    running.close(timeout=0.5)
+    assert time.monotonic() - started < 3
+    release.set()

@@ -1,7 +1,14 @@
 """Videos cut into parts: where they may be, and that nothing of them is lost or changed."""
 
+import gc
+import tempfile
 import threading
+import time
+import weakref
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -10,8 +17,8 @@ from hypothesis import strategies as st
 
 import streamfeat
 from streamfeat.clips import ClipWindow
-from streamfeat.decode import dali, parts, probe
-from streamfeat.decode.base import FallBack
+from streamfeat.decode import dali, dali_stream, parts, probe
+from streamfeat.decode.base import DecodeError, FallBack
 from streamfeat.decode.dali import DaliDecoder
 from streamfeat.decode.parts import cut
 from streamfeat.decode.probe import Packets
@@ -26,7 +33,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def nothing_went_wrong_before(monkeypatch):
-    monkeypatch.setattr(dali, "_not_in_parts", [])
+    monkeypatch.setattr(dali_stream, "_begun_right", set())
+    monkeypatch.setattr(dali_stream, "_begun_wrong", defaultdict(set))
+    monkeypatch.setattr(dali_stream, "_hung", [])
 
 
 @pytest.fixture
@@ -75,6 +84,9 @@ def test_parts_are_as_long_as_asked_for_within_limits():
     assert set(lengths[0.01][:-1]) <= set(range(1000, 1000 + 50 + 16))
     assert set(lengths[0.2][:-1]) <= set(range(2048, 2048 + 50 + 16))
     assert lengths[1.0] == [100_000]
+    # many samples of few frames: features of later parts wait for those of earlier ones
+    dense = cut(Recipe.named("wsvad-10crop").replace(clip_stride=2), packets, 0.2)
+    assert {part.end - part.first for part in dense[:-1]} <= set(range(409, 409 + 50 + 16))
     # without a recipe clips do not matter
     assert cut(None, packets_of(600, [0, 299, 590]), 0.1) == [parts.Part(0, 299, 0), parts.Part(299, 600, 299)]
 
@@ -102,6 +114,7 @@ X265 = "log-level=none:pools=1:keyint=24:min-keyint=24:scenecut=0:open-gop="
         ("a.webm", {"codec": "vp9", "gop": 24}, 5, 5),
         ("a.avi", {"codec": "mjpeg"}, 100, 100),
         ("a.mp4", {"codec": "mpeg4", "gop": 24}, 5, 5),
+        ("a.webm", {"codec": "vp8", "gop": 24}, 5, 5),
         ("a.mp4", {"codec": "hevc", "b_frames": 3, "gop": 24, "options": {"x265-params": X265 + "0"}}, 5, 5),
         # what is displayed before a key frame and stored after it needs what was before
         ("a.mp4", {"codec": "hevc", "b_frames": 3, "gop": 24, "options": {"x265-params": X265 + "1"}}, 5, 1),
@@ -110,7 +123,10 @@ X265 = "log-level=none:pools=1:keyint=24:min-keyint=24:scenecut=0:open-gop="
         # start codes in place of lengths: DALI may find no key frame
         ("a.ts", GOPS, 5, 0),
     ],
-    ids=["H.264", "H.264 in Matroska", "VP9", "MJPEG", "MPEG-4", "HEVC", "HEVC, open", "H.264, open", "H.264 in TS"],
+    ids=[
+        "H.264", "H.264 in Matroska", "VP9", "MJPEG", "MPEG-4", "VP8", "HEVC", "HEVC, open", "H.264, open",
+        "H.264 in TS",
+    ],
 )
 def test_where_decoding_may_begin(tmp_path, name, options, keys, good):
     path = write_video(tmp_path / name, 100, **options)
@@ -126,6 +142,20 @@ def test_where_decoding_may_begin(tmp_path, name, options, keys, good):
         part = list(Pictures(path, 1, (int(found.times[key]), int(found.times[first]))))
         assert len(part) == 100 - first
         np.testing.assert_array_equal(part, pictures[first:])
+
+
+@pytest.mark.parametrize("codec", ["hevc", "mpeg4"])  # FFmpeg itself looks into H.264
+def test_what_a_container_calls_a_key_frame_may_be_none(tmp_path, codec):
+    path, wrong = write_video(tmp_path / "a.mp4", 100, codec=codec, **GOPS), tmp_path / "wrong.mp4"
+    with av.open(str(path)) as source, av.open(str(wrong), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream, packet.is_keyframe = stream, True
+                output.mux(packet)
+    right, found = (probe.inspect(file).packets for file in (path, wrong))
+    assert len(found.keys) == 100
+    assert found.keys[found.is_beginning].tolist() == right.keys[right.is_beginning].tolist() != []
 
 
 def test_a_seek_that_comes_elsewhere_is_seen(tmp_path):
@@ -162,7 +192,7 @@ def test_parts_are_frame_for_frame_the_whole(tmp_path, name, options):
     found = opened_parts(path, recipe, 0.01)
     assert len(found) > 4
     for part in reversed(found[1:]):
-        assert part.video.indexed.done() is False
+        assert not part.video.index.has_ended
     for part in [found[0], *reversed(found[1:])]:
         np.testing.assert_array_equal(frames_of(part), wanted[part.first : part.part.end])
 
@@ -179,13 +209,13 @@ def test_later_parts_wait_for_the_index_or_fall_with_it(tmp_path, monkeypatch):
     stream.close()
 
     first, second, *_ = opened_parts(path, Recipe(), 0.01)
-    monkeypatch.setattr(dali.FileList, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(dali_stream.FileList, "write", lambda *_: 1 / 0)
     stream = second.open()
     for part in (first.open(), stream):
         with pytest.raises(FallBack, match="division"):
             list(part)
         part.close()
-    assert not dali._not_in_parts  # it was not the part
+    assert not dali_stream._begun_wrong["vp9"]  # it was not the part
 
 
 @pytest.mark.usefixtures("short_parts")
@@ -193,8 +223,7 @@ def test_later_parts_wait_for_the_index_or_fall_with_it(tmp_path, monkeypatch):
 def test_later_parts_do_not_wait_for_a_first_one_that_hangs(tmp_path, monkeypatch, is_read):
     path = write_video(tmp_path / "a.webm", 200, codec="vp9", gop=15)
     release = threading.Event()
-    monkeypatch.setattr(dali, "_hung", [])
-    monkeypatch.setattr(dali.FileList, "write", lambda *_: release.wait())
+    monkeypatch.setattr(dali_stream.FileList, "write", lambda *_: release.wait())
     first, second, *_ = DaliDecoder(CPU, watchdog=0.2).parts(Video("a", path), Recipe(), CPU, 0.01)
     begun, waiting = first.open(), second.open()
     if is_read:
@@ -204,26 +233,119 @@ def test_later_parts_do_not_wait_for_a_first_one_that_hangs(tmp_path, monkeypatc
     with pytest.raises(FallBack, match="nothing came for 0 seconds" if is_read else "it does not end"):
         list(waiting)
     waiting.close()
-    assert dali._hung == [begun._thread]
+    assert [thread for _, thread in dali_stream._hung] == [begun._thread]
     release.set()
     begun._thread.join(10)
 
 
 @pytest.mark.usefixtures("short_parts")
-def test_nothing_is_cut_any_more_after_a_part_that_began_wrong(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.webm", 200, codec="vp9", gop=15)
-    first, second, third, *_ = opened_parts(path, Recipe(), 0.01)
+def test_nothing_is_cut_where_no_part_begins_right(tmp_path):
+    videos = [write_video(tmp_path / f"{name}.webm", 100, codec="vp9", gop=15) for name in "abcd"]
+    for index in (0, 0, 0, 1, 2):  # however often
+        first, second, *_ = opened_parts(videos[index], Recipe(), 0.01)
+        # as if a seek had come elsewhere
+        stream = dali_stream.DaliStream(first.video, second.part, first.video.first_frames)
+        frames_of(first)
+        with pytest.raises(FallBack, match="PyAV's"):
+            list(stream)
+        stream.close()
+    (whole,) = opened_parts(videos[3], Recipe(), 0.01)
+    assert len(frames_of(whole)) == 100
+    # but where one did, it was the videos
+    dali_stream._begun_right.add("vp9")
+    first, second, *_ = opened_parts(videos[3], Recipe(), 0.01)
     frames_of(first)
-    # as if a seek had come elsewhere
-    other = second.open()
-    other.close()
-    stream = dali.DaliStream(second.video, third.part, other._first)
-    with pytest.raises(FallBack, match="PyAV's"):
-        list(stream)
-    stream.close()
-    assert len(dali._not_in_parts) == 1
-    (whole,) = opened_parts(path, Recipe(), 0.01)
-    assert len(frames_of(whole)) == 200
+    frames_of(second)
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_a_damaged_video_does_not_end_all_cutting(tmp_path):
+    good = write_video(tmp_path / "good.avi", 100, codec="mjpeg")
+    first, second, *_ = opened_parts(good, Recipe(), 0.01)
+    frames_of(first)
+    frames_of(second)
+    for number in range(5):
+        path = break_packet(write_video(tmp_path / f"{number}.avi", 100, codec="mjpeg"), 45)
+        first, second, *_ = opened_parts(path, Recipe(), 0.01)
+        frames_of(first)
+        with pytest.raises(FallBack):
+            frames_of(second)
+    assert len(opened_parts(good, Recipe(), 0.01)) == 3
+
+
+@pytest.mark.usefixtures("short_parts")
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), DecodeError("FFmpeg cannot seek in it")])
+def test_a_part_that_does_not_open_sends_its_video_to_pyav(tmp_path, monkeypatch, error):
+    path = write_video(tmp_path / "a.avi", 203, codec="mjpeg")
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(dali.DaliPart, "_first_pictures", fail)
+    summary = streamfeat.extract(
+        path, tmp_path / "a.h5", decoder="dali", lanes=4, model="vit_tiny", weights="random",
+        recipe=Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None),
+    )  # fmt: skip
+    assert not summary.failures and summary.frames == 203 and f": {error}" in summary.fallbacks["a"]
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_a_part_that_waited_for_the_index_has_all_its_time(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.webm", 100, codec="vp9", gop=15)
+    write, run = dali_stream.FileList.write, dali_stream.DaliStream._run
+    monkeypatch.setattr(dali_stream.FileList, "write", lambda *args: time.sleep(0.8) or write(*args))
+    monkeypatch.setattr(dali_stream.DaliStream, "_run", lambda self: time.sleep(0.4) or run(self))
+    first, second, *_ = DaliDecoder(CPU, watchdog=1.5).parts(Video("a", path), Recipe(), CPU, 0.01)
+    streams = first.open(), second.open()
+    with ThreadPoolExecutor() as pool:
+        counts = list(pool.map(lambda stream: len(torch.cat(list(stream))), streams))
+    assert counts == [first.end - first.first, second.end - second.first]
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_a_video_that_hangs_in_many_parts_is_one(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.webm", 200, codec="vp9", gop=15)
+    release = threading.Event()
+    run = dali_stream.DaliStream._run
+    monkeypatch.setattr(dali_stream.DaliStream, "_run", lambda self: (self._part.first and release.wait()) or run(self))
+    first, *others = DaliDecoder(CPU, watchdog=0.3).parts(Video("a", path), Recipe(), CPU, 0.01)
+    frames_of(first)
+    streams = [part.open() for part in others[:4]]
+    for stream in streams:
+        with pytest.raises(FallBack, match="nothing came"):
+            list(stream)
+    assert dali_stream.count_hung() == 1 and dali_stream.hangs()
+    release.set()
+    for stream in streams:
+        stream._thread.join(10)
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_nothing_is_left_of_parts_that_fail(tmp_path, monkeypatch):
+    """Folders, and on a GPU pipelines with all their memory, would stay until Python looks for cycles."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(4):
+        break_packet(write_video(folder / f"{number}.avi", 300, codec="mjpeg"), 70 * number + 50)
+    alive = []
+    real = dali_stream.DaliStream._run
+    monkeypatch.setattr(dali_stream.DaliStream, "_run", lambda self: alive.append(weakref.ref(self)) or real(self))
+    gc.collect()
+    gc.disable()
+    try:
+        summary = streamfeat.extract(
+            folder, tmp_path / "a.h5", decoder="dali", lanes=4, model="vit_tiny", weights="random",
+            recipe=Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None),
+        )  # fmt: skip
+        assert len(summary.fallbacks) == 4 and len(alive) > 8
+        assert not [stream for stream in alive if stream() is not None]
+        assert not list((tmp_path / "temporary").glob("streamfeat-*"))
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("short_parts")

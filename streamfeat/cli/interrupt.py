@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def end_if_hung(code: int) -> None:
     """End the process with ``code``, at once, where a decoder hangs: an orderly end would wait for it for ever."""
-    dali = sys.modules.get("streamfeat.decode.dali")
+    dali = sys.modules.get("streamfeat.decode.dali_stream")
     if dali is not None and dali.hangs():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # who read it may have left

@@ -75,8 +75,9 @@ class Decoder(Protocol):
 class OpenPart(Protocol):
     """Frames of a video that can be decoded beside its other parts."""
 
-    #: index of the first of them, where a clip begins
+    #: indices of the first of them, where a clip begins, and of the one after the last
     first: int
+    end: int
 
     def open(self) -> FrameStream:
         """Starts decoding. The stream's ``info.frames`` count from ``first``. Raises as ``Decoder.open``."""

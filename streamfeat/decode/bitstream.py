@@ -32,13 +32,13 @@ def one_frame_test(codec: str, extradata: bytes | None) -> Callable[[bytes | mem
 
 
 def is_seekable_test(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryview], bool]:
-    """The test of packets that the container calls key frames: whether DALI takes them for some too.
+    """The test of packets that the container calls key frames: whether they are, and whether DALI takes them for some.
 
     In H.264 and HEVC it looks for units of certain types behind lengths of four bytes (``BuildIndex`` in its
-    ``frames_decoder_base.cc``). Arguments as those of ``one_frame_test``.
+    ``frames_decoder_base.cc``), in all else it believes the container. Arguments as those of ``one_frame_test``.
     """
     if codec not in ("h264", "hevc"):
-        return lambda packet: True
+        return {"vp8": _is_key_vp8, "vp9": _is_key_vp9, "mpeg4": _is_intra_vop}.get(codec, lambda packet: True)
     if _length_size(codec, extradata) != 4:
         return lambda packet: False
     # instantaneous decoding refresh; random access points
@@ -116,13 +116,32 @@ def _is_one_vop(packet: bytes | memoryview) -> bool:
     return len(vops) == 1 and len(data) - vops[0] > _EMPTY_VOP
 
 
+def _is_intra_vop(packet: bytes | memoryview) -> bool:
+    data = bytes(packet)
+    vop = _VOP.search(data)
+    # vop_coding_type 0
+    return vop is not None and len(data) > vop.end() and data[vop.end()] >> 6 == 0
+
+
+def _is_key_vp8(packet: bytes | memoryview) -> bool:
+    return not packet[0] & 0x01
+
+
+def _is_key_vp9(packet: bytes | memoryview) -> bool:
+    return not _header_vp9(packet) & 0x0400
+
+
 def _is_shown_vp8(packet: bytes | memoryview) -> bool:
     return bool(packet[0] & 0x10)
 
 
 def _is_shown_vp9(packet: bytes | memoryview) -> bool:
     """Neither a frame that was decoded before, nor one that is never shown, nor several in one."""
-    header = packet[0] << 8 | (packet[1] if len(packet) > 1 else 0)
-    if header >> 12 & 0x3 == 0x3:  # a reserved bit follows profile 3
-        header <<= 1
+    header = _header_vp9(packet)
     return not header & 0x0800 and bool(header & 0x0200) and packet[-1] & 0xE0 != 0xC0
+
+
+def _header_vp9(packet: bytes | memoryview) -> int:
+    """Its first 16 bits: after four come show_existing_frame, frame_type and show_frame."""
+    header = packet[0] << 8 | (packet[1] if len(packet) > 1 else 0)
+    return header << 1 if header >> 12 & 0x3 == 0x3 else header  # a reserved bit follows profile 3

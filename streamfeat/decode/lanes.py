@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from streamfeat.decode.streams import own_stream
 if TYPE_CHECKING:
     import torch
 
+    from streamfeat.decode.base import OpenPart
     from streamfeat.recipe import Recipe
     from streamfeat.videos import Video
 
@@ -24,9 +26,9 @@ log = logging.getLogger(__name__)
 
 #: seconds; how often a blocked lane or reader looks whether the run has been stopped
 _POLL = 0.1
-#: how many times as many parts as device lanes may lie between two of a video that are open: the features of the later
-#: ones wait for those of the earlier
-_PARTS_APART = 4
+#: samples (clips times crops) from the beginning of the first part of a video that is not done to the end of the last
+#: that is open: features of the later ones wait in memory for those of the earlier; vit_g's of these take 264 MiB
+_SAMPLES_APART = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,16 +209,17 @@ class Lanes:
         self._skipped.add(video.name)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Stop the lanes and wait for them, ``timeout`` seconds at most for one that hangs in a decoder."""
+        """Stop the lanes and wait for them, about ``timeout`` seconds at most if some hang in a decoder."""
         self._stopped.set()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(timeout)
+        ends = time.monotonic() + timeout
+        _join([thread for thread in self._threads if thread.ident is not None], ends)
+        closing = []
         with contextlib.suppress(queue.Empty):
             while True:
-                waiting = self._opened.get_nowait()
-                if waiting is not None:
-                    waiting.stream.close()
+                if (waiting := self._opened.get_nowait()) is not None:
+                    closing.append(threading.Thread(target=waiting.stream.close, name="decode-close", daemon=True))
+                    closing[-1].start()
+        _join(closing, max(ends, time.monotonic() + 1))
 
     # the threads
 
@@ -286,9 +289,9 @@ class Lanes:
                 return None
             task.is_over = True
             self._changed.notify_all()
-        if not is_final:
+        if not is_final and video.name not in self._skipped:
             return self._next_decoder(task, reason)
-        if reason:
+        if is_final and reason:
             self._put(Failed(video, reason))
         return None
 
@@ -308,7 +311,8 @@ class Lanes:
         parts = task.decoders[0].parts(task.video, self._recipe, self._device, share)
         task.parts_left = set(range(len(parts)))
         for index, part in enumerate(parts):
-            self._wait_for_room(task, index)
+            self._wait_for_parts_before(task, parts, index)
+            self._wait_for_room(task)
             stream = None
             try:
                 stream = part.open()
@@ -406,19 +410,32 @@ class Lanes:
                 continue
         raise _Stopped
 
-    def _wait_for_room(self, task: _Task, index: int) -> None:
-        """Until part ``index`` of a video may be opened: not too many are, and none long before those ahead of it."""
+    def _wait_for_parts_before(self, task: _Task, parts: Sequence[OpenPart], index: int) -> None:
+        """Until no part is left that is far behind part ``index``."""
+        apart = _SAMPLES_APART * self._recipe.clip_stride // self._recipe.crops
         with self._changed:
-            while index - min(task.parts_left, default=0) >= _PARTS_APART * self._device_lanes and not task.is_over:
+            while not task.is_over:
+                oldest = min(task.parts_left, default=index)
+                if oldest == index or parts[index].end - parts[oldest].first <= apart:
+                    return
                 if self._stopped.is_set():
                     raise _Stopped
                 self._changed.wait(_POLL)
+
+    def _wait_for_room(self, task: _Task) -> None:
+        """Until one more may be open."""
         while not self._stopped.is_set():
             if task.is_over or task.video.name in self._skipped:
                 raise _Skipped
             if self._room_ahead.acquire(timeout=_POLL):
                 return
         raise _Stopped
+
+
+def _join(threads: Iterable[threading.Thread], ends: float) -> None:
+    """Wait for threads until ``time.monotonic()`` is ``ends``."""
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
 
 
 class _Stopped(BaseException):

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from streamfeat.decode.probe import Packets
     from streamfeat.recipe import Recipe
 
-#: Frames of a part. Fewer do not pay for the opening of a decoder and for what is decoded to check its beginning;
-#: with more, the features of parts that end before an earlier one would fill memory.
+#: Frames of a part, if key frames are near enough. Fewer do not pay for the opening of a decoder and for what is
+#: decoded to check its beginning; many leave lanes idle at the end.
 FEWEST_FRAMES, MOST_FRAMES = 256, 2048
+#: samples (clips times crops), if that many come of FEWEST_FRAMES: features wait in memory for those of earlier parts
+MOST_SAMPLES = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,9 @@ def cut(recipe: Recipe | None, packets: Packets, share: float) -> list[Part]:
         share: of the video's frames, about how many a part shall have.
     """
     frames = len(packets.times)
-    stride, span = (1, 1) if recipe is None else (recipe.clip_stride, recipe.clip_span)
-    wanted = min(MOST_FRAMES, max(FEWEST_FRAMES, math.ceil(share * frames)))
+    stride, span, crops = (1, 1, 1) if recipe is None else (recipe.clip_stride, recipe.clip_span, recipe.crops)
+    most = min(MOST_FRAMES, MOST_SAMPLES * stride // crops)
+    wanted = max(FEWEST_FRAMES, min(most, math.ceil(share * frames)))
     begins = [(0, 0)]
     for key in packets.keys[packets.is_beginning] if share < 1 else ():
         first = stride * math.ceil(key / stride)

@@ -63,6 +63,10 @@ class Packets:
     #: whether decoding may begin there, bool ``(keys,)``: a seek finds it, and nothing after it needs what was before
     is_beginning: np.ndarray
 
+    def without(self, keys: list[int]) -> Packets:
+        """These, but decoding may not begin at ``keys``."""
+        return dataclasses.replace(self, is_beginning=self.is_beginning & ~np.isin(self.keys, keys))
+
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
