@@ -7,6 +7,7 @@ runs across, falls and lies there. The ground truth says in which frames the eve
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -201,12 +202,28 @@ def _draw_limb(
     region += cover * (colour - region)
 
 
+@contextlib.contextmanager
+def priority_kept() -> Iterator[None]:
+    """SVT-AV1, where root runs it, makes the thread that calls it, and all that come of it, real-time threads.
+
+    Of these, two that wait for each other can keep all else from the processors for ever.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def _write(path: Path, scene: Scene) -> None:
     import av
 
     # SVT-AV1 prints its settings past FFmpeg's log, unless told to print errors only
     os.environ.setdefault("SVT_LOG", "1")
-    with av.open(str(path), "w") as output:
+    with priority_kept(), av.open(str(path), "w") as output:
         # one thread: some encoders give other bytes with more
         stream = output.add_stream(scene.encoder, rate=FPS, options=_OPTIONS[scene.encoder] | {"threads": "1"})
         stream.width, stream.height = scene.width, scene.height

@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from streamfeat.synthetic import priority_kept
+
 #: SVT-AV1 prints its settings unless told to report errors only
 os.environ.setdefault("SVT_LOG", "1")
 
@@ -85,7 +87,7 @@ def write_video(
     path = Path(path)
     pictures = (picture(index, *size) for index in range(frames)) if isinstance(frames, int) else iter(frames)
     encoder = _ENCODERS.get(codec, codec)
-    with av.open(str(path), "w", format=container) as output:
+    with priority_kept(), av.open(str(path), "w", format=container) as output:
         stream = None
         for index, rgb in enumerate(pictures):
             if stream is None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamfeat.decode import lanes
-from streamfeat.decode.base import DecodeError, FallBack, StreamInfo
+from streamfeat.decode.base import BegunWrong, DecodeError, FallBack, StreamInfo
 from streamfeat.decode.lanes import Decoded, Ended, Failed, Lanes, Started
 from streamfeat.recipe import Recipe
 
@@ -312,6 +312,22 @@ def test_a_part_that_falls_back_takes_the_whole_video_along_once():
     assert again == list(range(0, 397, 4)) and plain.opened == ["long"]
     assert of(events, "after")[-1].info.decoder == "gpu"
     assert sorted(device.closed) == sorted(device.opened)
+
+
+def test_a_video_of_which_a_part_began_wrong_is_done_whole_by_the_same_decoder():
+    device, plain = FakeDecoder("gpu", fail_at=250, error=BegunWrong("a seek")), FakeDecoder()
+    long = FakeVideo("a", 400)
+    real = device.open
+
+    def open_whole(video, recipe, where):
+        device.fail_at = None
+        return real(video, recipe, where)
+
+    device.open = open_whole
+    events = run([long], lambda video: [device, plain], device_lanes=4, sizes=sizes_of(long))
+    assert [event.fallback for event in events if isinstance(event, Started)] == [None, "gpu: a seek"]
+    assert (events[-1].attempt, events[-1].info.decoder, events[-1].info.frames) == (1, "gpu", 400)
+    assert not plain.opened
 
 
 def test_a_part_that_cannot_be_decoded_fails_the_video_once():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import streamfeat
 from streamfeat.clips import ClipWindow
 from streamfeat.decode import dali, dali_stream, parts, probe
-from streamfeat.decode.base import DecodeError, FallBack
+from streamfeat.decode.base import BegunWrong, DecodeError, FallBack
 from streamfeat.decode.dali import DaliDecoder
 from streamfeat.decode.parts import cut
 from streamfeat.decode.probe import Packets
@@ -82,11 +82,15 @@ def test_parts_are_as_long_as_asked_for_within_limits():
     }
     assert set(lengths[0.001][:-1]) <= set(range(256, 256 + 50 + 16)) and len(lengths[0.001]) > 300
     assert set(lengths[0.01][:-1]) <= set(range(1000, 1000 + 50 + 16))
-    assert set(lengths[0.2][:-1]) <= set(range(2048, 2048 + 50 + 16))
+    # five parts for each of five lanes
+    assert set(lengths[0.2][:-1]) <= set(range(4000, 4000 + 50 + 16)) and len(lengths[0.2]) == 25
     assert lengths[1.0] == [100_000]
     # many samples of few frames: features of later parts wait for those of earlier ones
     dense = cut(Recipe.named("wsvad-10crop").replace(clip_stride=2), packets, 0.2)
     assert {part.end - part.first for part in dense[:-1]} <= set(range(409, 409 + 50 + 16))
+    # what two parts have in common is decoded twice
+    wide = cut(Recipe(frame_step=100), packets, 0.01)
+    assert {part.end - part.first for part in wide[:-1]} <= set(range(8 * 1485 + 1485, 8 * 1485 + 1485 + 50 + 16))
     # without a recipe clips do not matter
     assert cut(None, packets_of(600, [0, 299, 590]), 0.1) == [parts.Part(0, 299, 0), parts.Part(299, 600, 299)]
 
@@ -215,7 +219,7 @@ def test_later_parts_wait_for_the_index_or_fall_with_it(tmp_path, monkeypatch):
         with pytest.raises(FallBack, match="division"):
             list(part)
         part.close()
-    assert not dali_stream._begun_wrong["vp9"]  # it was not the part
+    assert not any(dali_stream._begun_wrong.values())  # it was not the part
 
 
 @pytest.mark.usefixtures("short_parts")
@@ -246,13 +250,13 @@ def test_nothing_is_cut_where_no_part_begins_right(tmp_path):
         # as if a seek had come elsewhere
         stream = dali_stream.DaliStream(first.video, second.part, first.video.first_frames)
         frames_of(first)
-        with pytest.raises(FallBack, match="PyAV's"):
+        with pytest.raises(BegunWrong, match=rf"from frame {second.first} on: frame 0 .* PyAV's"):
             list(stream)
         stream.close()
     (whole,) = opened_parts(videos[3], Recipe(), 0.01)
     assert len(frames_of(whole)) == 100
     # but where one did, it was the videos
-    dali_stream._begun_right.add("vp9")
+    dali_stream._begun_right.add(("vp9", ".webm"))
     first, second, *_ = opened_parts(videos[3], Recipe(), 0.01)
     frames_of(first)
     frames_of(second)
@@ -275,7 +279,7 @@ def test_a_damaged_video_does_not_end_all_cutting(tmp_path):
 
 @pytest.mark.usefixtures("short_parts")
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), DecodeError("FFmpeg cannot seek in it")])
-def test_a_part_that_does_not_open_sends_its_video_to_pyav(tmp_path, monkeypatch, error):
+def test_a_video_whose_parts_do_not_begin_is_decoded_whole(tmp_path, monkeypatch, error):
     path = write_video(tmp_path / "a.avi", 203, codec="mjpeg")
 
     def fail(self):
@@ -287,6 +291,8 @@ def test_a_part_that_does_not_open_sends_its_video_to_pyav(tmp_path, monkeypatch
         recipe=Recipe(clip_frames=4, clip_stride=4, image_size=32, upscale_below=None),
     )  # fmt: skip
     assert not summary.failures and summary.frames == 203 and f": {error}" in summary.fallbacks["a"]
+    with streamfeat.open(tmp_path / "a.h5") as store:
+        assert store["a"].attrs["decoder"] == "dali-cpu" and store["a"].attrs["fallback"] == summary.fallbacks["a"]
 
 
 @pytest.mark.usefixtures("short_parts")

@@ -15,6 +15,8 @@ from streamfeat.decode.pyav import Pictures
 from streamfeat.synthetic import FPS, SCENES, Scene, make_videos, pictures
 from streamfeat.videos import find_videos
 
+from .media import write_video
+
 SMALL = Scene("small", "mpeg4", ".avi", 64, 48, 30, 7, (10, 19))
 IDS = [scene.name for scene in SCENES]
 
@@ -121,3 +123,12 @@ def test_what_this_ffmpeg_cannot_write_is_left_out(tmp_path, monkeypatch):
     made = make_videos(tmp_path, (Scene("gone", "libx264", ".mp4", 64, 48, 5, 1, None), SMALL))
     assert made == [tmp_path / "small.avi"]
     assert list(pickle.loads((tmp_path / "labels.pkl").read_bytes())) == ["small"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no such thing")
+def test_no_encoder_changes_the_priority_of_what_calls_it(tmp_path):
+    """SVT-AV1 does, where it may."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    make_videos(tmp_path, tuple(scene for scene in SCENES if "av1" in scene.encoder))
+    write_video(tmp_path / "a.mkv", 3, codec="av1")
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before

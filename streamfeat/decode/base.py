@@ -25,6 +25,10 @@ class FallBack(DecodeError):
     """This decoder cannot decode the video, or did it wrong: decode the whole video again with PyAV."""
 
 
+class BegunWrong(FallBack):
+    """A part of a video did not begin as it should: the same decoder may do the whole video."""
+
+
 @dataclasses.dataclass
 class StreamInfo:
     """What is known of a stream. All but the last two fields are known once the stream is open."""
@@ -91,7 +95,7 @@ class PartsDecoder(Decoder, Protocol):
         """Parts that together have each clip of ``video`` once, in order; often one, the whole.
 
         Args:
-            share: of the video's frames, about how many a part shall have.
+            share: of the video's frames, as many as one of the decoders shall do.
 
         Raises as ``open``.
         """

@@ -34,8 +34,9 @@ def one_frame_test(codec: str, extradata: bytes | None) -> Callable[[bytes | mem
 def is_seekable_test(codec: str, extradata: bytes | None) -> Callable[[bytes | memoryview], bool]:
     """The test of packets that the container calls key frames: whether they are, and whether DALI takes them for some.
 
-    In H.264 and HEVC it looks for units of certain types behind lengths of four bytes (``BuildIndex`` in its
-    ``frames_decoder_base.cc``), in all else it believes the container. Arguments as those of ``one_frame_test``.
+    In H.264 and HEVC DALI 2.4 looks for units of certain types behind lengths of four bytes (``BuildIndex`` in its
+    ``frames_decoder_base.cc``; later ones know start codes too), in all else it believes the container. Arguments as
+    those of ``one_frame_test``.
     """
     if codec not in ("h264", "hevc"):
         return {"vp8": _is_key_vp8, "vp9": _is_key_vp9, "mpeg4": _is_intra_vop}.get(codec, lambda packet: True)

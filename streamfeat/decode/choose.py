@@ -25,7 +25,7 @@ class Decoders:
     Args:
         choice: ``auto`` (DALI on a GPU, PyAV on a CPU), ``dali`` or ``pyav``.
         device: where the frames go.
-        videos: how many there are; more lanes than videos would idle, but for DALI's.
+        videos: how many there are; more lanes than videos would idle, except DALI's.
         lanes: videos decoded side by side by the first of the decoders; None: on a GPU as many as it has NVDEC
             engines, on a CPU as many as cores, up to a few.
 

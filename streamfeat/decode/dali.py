@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamfeat.decode import dali_stream, nvdec
-from streamfeat.decode.base import DecodeError, FallBack, StreamInfo
+from streamfeat.decode.base import BegunWrong, DecodeError, FallBack, StreamInfo
 from streamfeat.decode.dali_stream import DaliStream, DaliVideo, FileList, Index
 from streamfeat.decode.parts import Part, cut
 from streamfeat.decode.probe import FIRST_FRAMES, Packets, Probe, inspect, lands
@@ -96,7 +96,8 @@ class DaliDecoder:
 
         inspection = inspect(video.path, self._accept)
         found, packets = inspection.probe, inspection.packets
-        parts = _cut(video.path, recipe, packets, share if dali_stream.finds_key_frames(found.codec) else 1.0)
+        finds = dali_stream.finds_key_frames(found.codec, video.path)
+        parts = _cut(video.path, recipe, packets, share if finds else 1.0)
         info = StreamInfo(found.width, found.height, found.fps, found.codec, self.name, frames_hint=found.frames_hint)
         opened = DaliVideo(
             video.path, recipe, device, info, packets.times, FirstFrames(inspection.pictures, recipe),
@@ -146,7 +147,10 @@ def _cut(path: os.PathLike[str], recipe: Recipe | None, packets: Packets, share:
     for _ in range(3):
         parts = cut(recipe, packets, share)
         keys = [part.key for part in parts[1:]]
-        landed = lands(path, [int(packets.times[key]) for key in keys]) if keys else []
+        try:
+            landed = lands(path, [int(packets.times[key]) for key in keys]) if keys else []
+        except (DecodeError, OSError):
+            break
         if all(landed):
             return parts
         packets = packets.without([key for key, is_there in zip(keys, landed, strict=True) if not is_there])
@@ -176,10 +180,8 @@ class DaliPart:
 
         try:
             return DaliStream(self.video, self.part, FirstFrames(self._first_pictures(), self.video.recipe))
-        except FallBack:
-            raise
-        except (DecodeError, OSError) as error:  # PyAV will do without a seek
-            raise FallBack(f"at frame {self.first}: {error}") from error
+        except (DecodeError, OSError) as error:
+            raise BegunWrong(f"from frame {self.first} on: {error}") from error
 
     def _first_pictures(self) -> list[np.ndarray]:
         start = (int(self.video.times[self.part.key]), int(self.video.times[self.first]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamfeat.decode.base import FallBack, StreamInfo
+from streamfeat.decode.base import BegunWrong, FallBack, StreamInfo
 from streamfeat.decode.dali_graph import graph
 from streamfeat.decode.streams import own_stream
 
@@ -33,17 +33,17 @@ log = logging.getLogger(__name__)
 #: the labels that every sequence of the one video must carry, and the one after the last
 _LABEL, _LABEL_OF_END = 1, 2
 
-#: videos of a codec of which parts may begin otherwise than PyAV says, before none is cut any more: then it is not the
-#: videos, if no part of any began right
+#: After so many videos of a kind whose parts began with other pictures than PyAV's, and none with a part that began
+#: right, no video of that kind is cut any more. A kind is a codec in files of one extension.
 MOST_BEGUN_WRONG = 3
 #: the name of threads that run a pipeline
 _THREAD = "streamfeat-dali"
 
 #: threads that were given up, and whose they were
 _hung: list[tuple[FileList, threading.Thread]] = []
-#: codecs of which a part but the first has begun right; and of each the videos of which one has not
-_begun_right: set[str] = set()
-_begun_wrong: defaultdict[str, set[str]] = defaultdict(set)
+#: kinds of which a part, not the first of a video, has begun right; and of each kind the videos of which one has not
+_begun_right: set[tuple[str, str]] = set()
+_begun_wrong: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
 
 
 def hangs() -> bool:
@@ -56,9 +56,14 @@ def count_hung() -> int:
     return len({id(files) for files, thread in _hung if thread.is_alive()})
 
 
-def finds_key_frames(codec: str) -> bool:
-    """Whether DALI begins with the right pictures amid videos of ``codec``, as far as is known."""
-    return codec in _begun_right or len(_begun_wrong[codec]) < MOST_BEGUN_WRONG
+def finds_key_frames(codec: str, path: str | os.PathLike[str]) -> bool:
+    """Whether DALI begins with the right pictures amid videos of this kind, as far as is known."""
+    kind = _kind(codec, path)
+    return kind in _begun_right or len(_begun_wrong[kind]) < MOST_BEGUN_WRONG
+
+
+def _kind(codec: str, path: str | os.PathLike[str]) -> tuple[str, str]:
+    return codec, os.path.splitext(path)[1].lower()
 
 
 class Index:
@@ -118,12 +123,17 @@ class DaliStream:
         self._thread.start()
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        first = self._part.first
         try:
             yield from self._frames()
-        except FallBack:
-            if self._part.first and not self.info.frames and not self._video.index.problem:
-                _begun_wrong[self.info.codec].add(os.fspath(self._video.path))
-            raise
+        except FallBack as error:
+            if not first:
+                raise
+            reason = f"from frame {first} on: {error}"
+            if self.info.frames or self._hung or self._video.index.problem:
+                raise FallBack(reason) from error
+            _begun_wrong[_kind(self.info.codec, self._video.path)].add(os.fspath(self._video.path))
+            raise BegunWrong(reason) from error
 
     def _frames(self) -> Iterator[torch.Tensor]:
         import torch
@@ -139,7 +149,7 @@ class DaliStream:
                 if not self.info.frames:
                     self._first.compare(frames[:count])
                     if self._part.first:
-                        _begun_right.add(self.info.codec)
+                        _begun_right.add(_kind(self.info.codec, self._video.path))
                 self.info.frames += count
                 if frames.is_cuda:
                     # they were made on another stream, whose next sequence must not take their memory too early

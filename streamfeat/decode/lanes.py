@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamfeat.clips import Clip, ClipBuffers, ClipWindow
-from streamfeat.decode.base import DecodeError, Decoder, FallBack, FrameStream, StreamInfo
+from streamfeat.decode.base import BegunWrong, DecodeError, Decoder, FallBack, FrameStream, StreamInfo
 from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Started:
 class Decoded:
     """One more clip of a video. Its memory goes back to the lanes with ``Lanes.give_back``.
 
-    In order, but where lanes share a video: then each part of it is in order.
+    Clips come in order, except where lanes share a video: then those of each part do.
     """
 
     video: Video
@@ -88,9 +88,9 @@ class _Task:
     fallback: str | None = None
     #: nothing counts any more that these decoders give
     is_over: bool = False
-    #: parts that are not decoded to their end yet
+    #: parts that are not decoded to their end yet, by index
     parts_left: set[int] = dataclasses.field(default_factory=set)
-    #: that are, up to the last one
+    #: of the video, up to the end of the last part that is decoded
     frames: int = 0
 
 
@@ -111,14 +111,15 @@ class Lanes:
     There are two kinds of lanes. Device lanes run the first of several decoders of a video: on a GPU, each keeps one
     NVDEC engine busy. They take videos that other threads have opened for whichever lane is free next, as many ahead as
     there are lanes: none waits for a file to be indexed, and none has claimed a video while others idle. A video that
-    is longer than what is left for one lane is opened in parts, if its decoder can do that, which go to several. All
-    else, and every video that a device lane gives up, goes to the plain lanes, which work side by side with them.
+    is longer than what is left for one lane is opened in parts, which go to several. All else, and every video that a
+    device lane gives up, goes to the plain lanes, which work side by side with them.
 
     On CUDA each lane has a stream of its own, which does not wait for the model's.
 
     Args:
         videos: taken one by one, by whichever lane is free.
-        decoders: for a video, the decoders to try, best first. The last one has the final word.
+        decoders: for a video, the decoders to try, best first. The last one has the final word. With device lanes, the
+            first of several is a ``PartsDecoder``.
         lanes: plain lanes.
         device_lanes: with none, plain lanes run all decoders.
         sizes: by name, the videos' bytes: about what they take. Videos without are not shared.
@@ -269,10 +270,12 @@ class Lanes:
 
     def _attempt(self, task: _Task, work: Callable[[], None]) -> _Task | None:
         """Do ``work`` on a video: what is left to do if its decoder gives up. All else that fails ends the video."""
-        video = task.video
+        video, rest = task.video, task.decoders[1:]
         try:
             work()
             return None
+        except BegunWrong as error:
+            is_final, reason, rest = False, str(error), task.decoders
         except FallBack as error:
             is_final, reason = False, str(error)
         except DecodeError as error:
@@ -290,20 +293,19 @@ class Lanes:
             task.is_over = True
             self._changed.notify_all()
         if not is_final and video.name not in self._skipped:
-            return self._next_decoder(task, reason)
+            return self._next_decoder(task, rest, reason)
         if is_final and reason:
             self._put(Failed(video, reason))
         return None
 
-    def _next_decoder(self, task: _Task, reason: str) -> _Task | None:
-        """The task for the decoder after the one that gave up, if there is one; else the video has failed."""
-        first, *others = task.decoders
-        if not others:
+    def _next_decoder(self, task: _Task, rest: Sequence[Decoder], reason: str) -> _Task | None:
+        """The task for the ``rest`` of the decoders after one gave up, if there are some; else the video has failed."""
+        if not rest:
             self._put(Failed(task.video, reason))
             return None
-        fallback = f"{first.name}: {reason}"
+        fallback = f"{task.decoders[0].name}: {reason}"
         log.info("%s: %s", task.video.path, fallback)
-        return _Task(task.video, others, task.attempt + 1, task.source, fallback)
+        return _Task(task.video, rest, task.attempt + 1, task.source, fallback)
 
     def _open_parts(self, task: _Task) -> None:
         share = self._share(task.video)

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 #: Frames of a part, if key frames are near enough. Fewer do not pay for the opening of a decoder and for what is
 #: decoded to check its beginning; many leave lanes idle at the end.
-FEWEST_FRAMES, MOST_FRAMES = 256, 2048
-#: samples (clips times crops), if that many come of FEWEST_FRAMES: features wait in memory for those of earlier parts
+FEWEST_FRAMES, MOST_FRAMES = 256, 4096
+#: Samples (clips times crops) of a part, unless FEWEST_FRAMES give more: features wait in memory for those of earlier
+#: parts.
 MOST_SAMPLES = 2048
+#: times the frames that a part has in common with the next one, where clips overlap: those are decoded twice
+_FEWEST_OVERLAPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +39,15 @@ def cut(recipe: Recipe | None, packets: Packets, share: float) -> list[Part]:
 
     Args:
         recipe: says where clips begin; None: everywhere.
-        share: of the video's frames, about how many a part shall have.
+        share: of the video's frames, as many as one lane shall decode, in one part or several.
     """
     frames = len(packets.times)
     stride, span, crops = (1, 1, 1) if recipe is None else (recipe.clip_stride, recipe.clip_span, recipe.crops)
     most = min(MOST_FRAMES, MOST_SAMPLES * stride // crops)
-    wanted = max(FEWEST_FRAMES, min(most, math.ceil(share * frames)))
+    # as many parts for each lane, so that the lanes end together
+    wanted = share * frames / max(1, math.ceil(share * frames / most))
+    overlap = max(0, span - stride)
+    wanted = max(FEWEST_FRAMES, _FEWEST_OVERLAPS * overlap, math.ceil(wanted))
     begins = [(0, 0)]
     for key in packets.keys[packets.is_beginning] if share < 1 else ():
         first = stride * math.ceil(key / stride)
@@ -54,5 +60,5 @@ def cut(recipe: Recipe | None, packets: Packets, share: float) -> list[Part]:
             and first - stride + span <= frames
         ):
             begins.append((first, int(packets.keys[last_key])))
-    ends = [first + max(0, span - stride) for first, _ in begins[1:]] + [frames]
+    ends = [first + overlap for first, _ in begins[1:]] + [frames]
     return [Part(first, end, key) for (first, key), end in zip(begins, ends, strict=True)]

@@ -165,10 +165,10 @@ class _File:
             self.codec: str = getattr(context.codec, "canonical_name", context.name)
             self.fps = float(_rate(self._stream))
             self.frames_hint = _promised_frames(self._container, self._stream)
-            self._first_time = None
+            self._key_time = self._first_time = None
             if start is not None:
-                key_time, self._first_time = start
-                self._container.seek(key_time, stream=self._stream)
+                self._key_time, self._first_time = start
+                self._container.seek(self._key_time, stream=self._stream)
         except FFmpegError as error:
             self._container.close()
             raise DecodeError(f"FFmpeg cannot seek in it ({error.strerror})") from error
@@ -224,6 +224,9 @@ class _File:
                 self._breaks_off = "matroska" in self._container.format.name and is_cut_off(self._path)
                 break
             if packet.size:
+                if self._key_time not in (None, packet.pts):
+                    raise DecodeError(f"FFmpeg seeks to {packet.pts} in place of {self._key_time}")
+                self._key_time = None
                 yield packet
         yield None
 
