@@ -571,3 +571,24 @@ def test_memory_does_not_grow_with_length(tmp_path):
         assert int(output[0]) == frames
         peaks.append(int(output[1]))
     assert peaks[1] < 1.05 * peaks[0]
+
+
+LOGGING = """
+import sys, av
+from streamfeat.decode.pyav import Pictures
+av.logging.set_level(av.logging.ERROR)  # as torchvision does when it is imported
+for _ in range(100):
+    for threads in (2, 3, 4):
+        pictures = Pictures(sys.argv[1], threads)
+        frames = list(pictures)
+        pictures.close()
+        del pictures
+print(len(frames))
+"""
+
+
+def test_what_ffmpeg_logs_hangs_nothing(tmp_path):
+    """A thread of FFmpeg that logs for PyAV waits for Python's lock, which whoever ends that thread may hold."""
+    path = break_packet(write_video(tmp_path / "a.mp4", 20, codec="hevc"), 0)
+    done = subprocess.run([sys.executable, "-c", LOGGING, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and 8 <= int(done.stdout) <= 19

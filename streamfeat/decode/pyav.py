@@ -184,6 +184,7 @@ class _File:
         return self.decode_errors + self._breaks_off
 
     def close(self) -> None:
+        log_nothing()
         self._container.close()
 
     def pictures(self) -> Iterator[np.ndarray]:
@@ -231,6 +232,15 @@ class _File:
         yield None
 
 
+def log_nothing() -> None:
+    """Have PyAV drop what FFmpeg logs, as it does unless it is told otherwise; torchvision tells it so when imported.
+
+    FFmpeg's threads would wait for Python's lock to log an error, and PyAV, when a codec is freed, holds that lock and
+    waits for these threads (PyAV issue 751): a damaged video would hang the process.
+    """
+    av.logging.set_level(None)
+
+
 class ToBGR:
     """Frames to what is displayed, uint8 ``(h, w, 3)``. Raises DecodeError for formats that cannot be converted."""
 
@@ -247,6 +257,7 @@ class ToBGR:
 
 
 def open_container(path: os.PathLike[str]) -> InputContainer:
+    log_nothing()
     try:
         if os.stat(path).st_size == 0:
             raise DecodeError("the file is empty")
