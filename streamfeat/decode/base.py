@@ -22,7 +22,7 @@ class DecodeError(Exception):
 
 
 class FallBack(DecodeError):
-    """This decoder cannot decode the video, or did it wrong: decode the whole video again with PyAV."""
+    """This decoder cannot decode the video, or did it wrong: decode the whole video again with the next one, PyAV."""
 
 
 class BegunWrong(FallBack):
@@ -76,8 +76,8 @@ class Decoder(Protocol):
         ...
 
 
-class OpenPart(Protocol):
-    """Frames of a video that can be decoded beside its other parts."""
+class VideoPart(Protocol):
+    """Frames of a video that can be decoded beside its other parts; nobody has begun."""
 
     #: indices of the first of them, where a clip begins, and of the one after the last
     first: int
@@ -91,7 +91,7 @@ class OpenPart(Protocol):
 class PartsDecoder(Decoder, Protocol):
     """A decoder that can share a video with others of its kind."""
 
-    def parts(self, video: Video, recipe: Recipe, device: torch.device, share: float) -> Sequence[OpenPart]:
+    def parts(self, video: Video, recipe: Recipe, device: torch.device, share: float) -> Sequence[VideoPart]:
         """Parts that together have each clip of ``video`` once, in order; often one, the whole.
 
         Args:

@@ -3,7 +3,7 @@
 One pipeline per video, or per part of a long one: a broken packet ends a whole pipeline, and must not take other videos
 along. DALI is not asked which frames a video has. What it returns says video and frame by number, and that, the
 container's packets, PyAV's first frames and a watchdog decide whether it is believed; where not, the video is done
-again by PyAV.
+again by PyAV. A video of which only a part begins wrong is first done again as a whole.
 
 What DALI keeps for the life of the process, whatever is done here: 16 bytes for each frame that it has indexed, and on
 a GPU up to a hundred NVDEC decoders that nobody uses, with the surfaces of each (``NVDECCache``).
@@ -173,7 +173,7 @@ class DaliPart:
         return self.part.end
 
     def open(self) -> DaliStream:
-        """As ``OpenPart.open``."""
+        """As ``VideoPart.open``."""
         if not self.part.first:
             return DaliStream(self.video, self.part, self.video.first_frames)
         from streamfeat.decode.agreement import FirstFrames

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamfeat.clips import Clip, ClipBuffers, ClipWindow
-from streamfeat.decode.base import BegunWrong, DecodeError, Decoder, FallBack, FrameStream, StreamInfo
+from streamfeat.decode.base import BegunWrong, DecodeError, Decoder, FallBack, FrameStream, StreamInfo, VideoPart
 from streamfeat.decode.streams import own_stream
 
 if TYPE_CHECKING:
     import torch
 
-    from streamfeat.decode.base import OpenPart
     from streamfeat.recipe import Recipe
     from streamfeat.videos import Video
 
@@ -412,7 +411,7 @@ class Lanes:
                 continue
         raise _Stopped
 
-    def _wait_for_parts_before(self, task: _Task, parts: Sequence[OpenPart], index: int) -> None:
+    def _wait_for_parts_before(self, task: _Task, parts: Sequence[VideoPart], index: int) -> None:
         """Until no part is left that is far behind part ``index``."""
         apart = _SAMPLES_APART * self._recipe.clip_stride // self._recipe.crops
         with self._changed:

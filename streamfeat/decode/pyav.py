@@ -184,7 +184,7 @@ class _File:
         return self.decode_errors + self._breaks_off
 
     def close(self) -> None:
-        log_nothing()
+        _log_nothing()
         self._container.close()
 
     def pictures(self) -> Iterator[np.ndarray]:
@@ -232,7 +232,7 @@ class _File:
         yield None
 
 
-def log_nothing() -> None:
+def _log_nothing() -> None:
     """Have PyAV drop what FFmpeg logs, as it does unless it is told otherwise; torchvision tells it so when imported.
 
     FFmpeg's threads would wait for Python's lock to log an error, and PyAV, when a codec is freed, holds that lock and
@@ -257,7 +257,7 @@ class ToBGR:
 
 
 def open_container(path: os.PathLike[str]) -> InputContainer:
-    log_nothing()
+    _log_nothing()
     try:
         if os.stat(path).st_size == 0:
             raise DecodeError("the file is empty")
